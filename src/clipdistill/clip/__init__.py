@@ -1,0 +1,1 @@
+"""The teacher: open_clip models, prompts, views, and the embedder that turns views into vectors."""

@@ -1,0 +1,1 @@
+"""Raw layouts in; one image table, one label array and one class list out."""

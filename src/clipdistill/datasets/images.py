@@ -1,0 +1,89 @@
+"""Opening one image file: one rule for all stages, and none of Pillow's silences.
+
+The rule: only known formats; a limit on pixels before anything is decoded; the first frame of an animation; the EXIF
+orientation applied, so that CLIP sees what a person sees; 16-bit gray scaled to 8 bits (Pillow alone clips it to
+white); anything else to RGB as Pillow does it, which drops an alpha channel.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from clipdistill.errors import DataError
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "MPO")
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+
+
+class UnreadableImageError(DataError):
+    """A file that is not a whole image of a known format, or is too large."""
+
+
+def content_hash(data: bytes) -> str:
+    """Hash of a file's bytes, 32 hexadecimal digits (BLAKE2b, 128 bits)."""
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def decode(data: bytes, name: str, max_pixels: int) -> Image.Image:
+    """Decode an image file.
+
+    Args:
+        data: the file's bytes.
+        name: what to call it in an error.
+        max_pixels: width x height above which it is refused undecoded.
+
+    Returns:
+        RGB image, upright.
+
+    Raises:
+        UnreadableImageError: not an image of a known format, truncated, or too large.
+    """
+    try:
+        with warnings.catch_warnings():
+            # Our own limit stands in place of Pillow's, which only warns.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            if image.width * image.height > max_pixels:
+                raise UnreadableImageError(
+                    f"{name}: {image.width} x {image.height} pixels are more than dataset.max_pixels = {max_pixels}"
+                )
+            image.load()
+            return _to_rgb(ImageOps.exif_transpose(image))
+    except UnidentifiedImageError:
+        kind = "is empty" if not data else "is not an image of a known format"
+        raise UnreadableImageError(f"{name}: {kind} ({', '.join(FORMATS)})") from None
+    except (OSError, ValueError, SyntaxError, EOFError, MemoryError, Image.DecompressionBombError) as error:
+        raise UnreadableImageError(f"{name}: cannot be decoded ({error})") from None
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith(("I;16", "I")):
+        levels = np.asarray(image, dtype=np.int64)
+        return Image.fromarray((levels.clip(0, 65_535) >> 8).astype(np.uint8)).convert("RGB")
+    return image.convert("RGB")
+
+
+def read(path: Path, expected_hash: str, max_pixels: int) -> Image.Image:
+    """Read an image of the table and notice when its bytes are no longer those that were checked.
+
+    Args:
+        path: file.
+        expected_hash: `content_hash` when the table was made.
+        max_pixels: as for `decode`.
+
+    Raises:
+        UnreadableImageError: missing, changed since, or undecodable.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UnreadableImageError(f"{path}: cannot be read ({error.strerror}); `dvc repro format` checks all") from None
+    if content_hash(data) != expected_hash:
+        raise UnreadableImageError(f"{path}: its bytes have changed since the image table was made; run `dvc repro`")
+    return decode(data, str(path), max_pixels)

@@ -1,0 +1,155 @@
+"""The image table, the ground truth and the class list: what every later stage reads instead of raw files.
+
+Row i of every array of a split is row i of its image table. The table is sorted by image id and never shuffled.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+from PIL import Image
+
+from clipdistill import store
+from clipdistill.datasets import images
+from clipdistill.errors import ArtifactError
+
+Labels = npt.NDArray[np.int8]
+
+_SCHEMA = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("path", pa.string(), nullable=False),
+        pa.field("width", pa.int32(), nullable=False),
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("bytes", pa.int64(), nullable=False),
+        pa.field("hash", pa.string(), nullable=False),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ClassName:
+    """A class: its name in the data set, and how a prompt says it."""
+
+    name: str
+    prompt: str
+
+
+@dataclass(frozen=True, slots=True)
+class ImageTable:
+    """The N images of a split, sorted by id.
+
+    Attributes:
+        root: image root; `paths` are relative to it.
+        ids: unique.
+        paths: POSIX paths below the root.
+        widths: pixels, upright [N].
+        heights: pixels, upright [N].
+        sizes: file sizes, bytes [N].
+        hashes: `images.content_hash` of each file.
+        max_pixels: limit under which the images were checked.
+    """
+
+    root: Path
+    ids: list[str]
+    paths: list[str]
+    widths: npt.NDArray[np.int32]
+    heights: npt.NDArray[np.int32]
+    sizes: npt.NDArray[np.int64]
+    hashes: list[str]
+    max_pixels: int
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of ids and contents in row order; where the files lie does not count."""
+        return store.fingerprint([self.ids, self.hashes])
+
+    def open(self, row: int) -> Image.Image:
+        """Read image `row`: RGB, upright, its bytes compared with the table.
+
+        Raises:
+            UnreadableImageError: the file is gone, changed or broken.
+        """
+        return images.read(self.root / self.paths[row], self.hashes[row], self.max_pixels)
+
+    def write(self, path: Path) -> None:
+        """Write the table as Parquet, with the image root in its metadata."""
+        columns = [self.ids, self.paths, self.widths, self.heights, self.sizes, self.hashes]
+        arrays = [pa.array(column, type=kind.type) for column, kind in zip(columns, _SCHEMA, strict=True)]
+        metadata = {"image_root": self.root.as_posix(), "max_pixels": str(self.max_pixels)}
+        buffer = io.BytesIO()
+        pq.write_table(pa.Table.from_arrays(arrays, schema=_SCHEMA.with_metadata(metadata)), buffer)
+        store.write_atomically(path, buffer.getvalue())
+
+    @classmethod
+    def load(cls, path: Path) -> ImageTable:
+        """Read a table.
+
+        Raises:
+            ArtifactError: missing or not a table of this project.
+        """
+        try:
+            table = pq.read_table(path)
+        except FileNotFoundError:
+            raise ArtifactError(f"{path} is missing: run `dvc repro format`, or `dvc pull`") from None
+        except pa.ArrowInvalid as error:
+            raise ArtifactError(f"{path} is not a Parquet file ({error}): run `dvc repro format`") from None
+        metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+        if table.schema.remove_metadata() != _SCHEMA or "image_root" not in metadata:
+            raise ArtifactError(f"{path} is not an image table of this version: run `dvc repro format`")
+        column = {name: table.column(name) for name in table.column_names}
+        return cls(
+            root=Path(metadata["image_root"]),
+            ids=column["id"].to_pylist(),
+            paths=column["path"].to_pylist(),
+            widths=column["width"].to_numpy(),
+            heights=column["height"].to_numpy(),
+            sizes=column["bytes"].to_numpy(),
+            hashes=column["hash"].to_pylist(),
+            max_pixels=int(metadata["max_pixels"]),
+        )
+
+
+def write_classes(path: Path, classes: list[ClassName]) -> None:
+    """Write the class list; its order is the order of the columns everywhere."""
+    content = [{"name": item.name, "prompt": item.prompt} for item in classes]
+    store.write_atomically(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True).encode())
+
+
+def read_classes(path: Path) -> list[ClassName]:
+    """Read the class list.
+
+    Raises:
+        ArtifactError: missing or of another form.
+    """
+    try:
+        return [ClassName(**item) for item in yaml.safe_load(path.read_text(encoding="utf-8"))]
+    except FileNotFoundError:
+        raise ArtifactError(f"{path} is missing: run `dvc repro format`, or `dvc pull`") from None
+    except (yaml.YAMLError, TypeError):
+        raise ArtifactError(f"{path} is not a class list of this version: run `dvc repro format`") from None
+
+
+def write_labels(path: Path, labels: Labels, table: ImageTable, classes: list[ClassName]) -> None:
+    """Write ground truth int8 [N, C]: 1 present, 0 absent, -1 unknown or left out."""
+    provenance = {"table": table.fingerprint, "classes": [item.name for item in classes]}
+    store.write_group(path, {"labels": labels}, provenance)
+
+
+def read_labels(path: Path, table: ImageTable) -> Labels:
+    """Read ground truth int8 [N, C]: 1 present, 0 absent, -1 unknown or left out.
+
+    Raises:
+        ArtifactError: missing, altered, or of another table.
+    """
+    return store.read_group(path, {"table": table.fingerprint}).read("labels")

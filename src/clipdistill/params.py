@@ -1,0 +1,328 @@
+"""Typed parameters: the one reader of params.yaml.
+
+A section of the file belongs to a stage, or to the few stages that share it. Unknown keys, wrong types and values out
+of range are refused before any work, each with its full path, the value that was found, and what is allowed.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from clipdistill.errors import ParamsError
+
+PARAMS_FILE = Path("params.yaml")
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Sha256 = Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
+
+
+class Section(BaseModel):
+    """What all sections share: no unknown keys, no silent conversion, no change after reading."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class DatasetParams(Section):
+    """Raw images and annotations, and how they are read (stage `format`)."""
+
+    name: Name = Field("scenes", description="names the folders below data/ and cache/")
+    reader: Literal["voc", "coco", "nuswide", "formatted", "folder"] = Field(
+        "voc", description="the layout in which the files lie"
+    )
+    root: str = Field("data/raw/scenes", min_length=1, description="folder that holds the raw files")
+    images: str = Field(
+        "", description="image root, where it is not the reader's own below `root` (coco, nuswide, formatted)"
+    )
+    train: str = Field("train", min_length=1, description="the layout's own name of the training split")
+    val: str = Field("val", description="the layout's own name of the evaluation split")
+    year: int = Field(2012, description="year of the release (voc: 2007, 2012; coco: 2014, 2017)")
+    annotations: Literal["xml", "main"] = Field("xml", description="voc: Annotations/*.xml, or ImageSets/Main")
+    difficult: Literal["negative", "positive", "ignore"] = Field(
+        "negative", description="voc: what a class counts as in an image that has only difficult objects of it"
+    )
+    empty_images: Literal["drop", "keep"] = Field("drop", description="coco: images without any object")
+    val_fraction: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.2, description="folder: share of the images held out where the folder has no split of its own"
+    )
+    prompt_names: dict[str, str] = Field(
+        default_factory=dict, description="name in prompts by class name, over the reader's own"
+    )
+    download: bool = Field(False, description="voc: fetch the archives through torchvision where they are missing")
+    on_problem: Literal["stop", "leave_out"] = Field(
+        "stop", description="a missing, broken or unlawful image or annotation stops the stage, or leaves the image out"
+    )
+    max_pixels: Annotated[int, Field(ge=1)] = Field(
+        89_478_485, description="pixels above which an image is refused before it is decoded"
+    )
+
+
+class ScenesParams(Section):
+    """The generated data set `scenes` and the captioned images that go with it (stage `generate`)."""
+
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="seed of everything drawn")
+    train_images: Annotated[int, Field(ge=1)] = Field(4000, description="scenes in the training split")
+    val_images: Annotated[int, Field(ge=1)] = Field(1000, description="scenes in the evaluation split")
+    image_size: Annotated[int, Field(ge=32, le=1024)] = Field(192, description="side of a scene, pixels")
+    max_objects: Annotated[int, Field(ge=1, le=9)] = Field(4, description="objects in a scene, at most")
+    captions: Annotated[int, Field(ge=1)] = Field(16384, description="captioned images for the tiny CLIP")
+    caption_size: Annotated[int, Field(ge=32, le=256)] = Field(64, description="side of a captioned image, pixels")
+
+
+class PretrainClipParams(Section):
+    """Training of the tiny CLIP on captioned scenes (stage `pretrain_clip`)."""
+
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="seed of weights, order and augmentation")
+    architecture: Name = Field("scenes-tiny", description="file in src/clipdistill/clip/architectures")
+    epochs: Annotated[int, Field(ge=1)] = Field(8, description="passes over the captioned images")
+    batch_size: Annotated[int, Field(ge=2)] = Field(256, description="pairs in a contrastive batch")
+    learning_rate: Annotated[float, Field(gt=0)] = Field(2e-3, description="peak learning rate of AdamW")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.05, description="decay of matrices")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where the processor has it")
+
+
+class ClipParams(Section):
+    """The teacher (stages `embed_text` and `embed`)."""
+
+    source: Literal["scenes", "open_clip", "file"] = Field(
+        "scenes",
+        description="scenes: the tiny CLIP trained here; open_clip: a published tag; file: local weights",
+    )
+    model: str = Field("scenes-tiny", min_length=1, description="open_clip's name of the architecture")
+    pretrained: str = Field("", description="open_clip's tag of published weights (source open_clip)")
+    weights: str = Field("", description="file of weights, .safetensors or .pt (source file)")
+    sha256: Sha256 = Field("", description="SHA-256 of `weights`, 64 hexadecimal digits (source file)")
+    quick_gelu: bool = Field(False, description="weights were trained with QuickGELU (source file; OpenAI's were)")
+    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="number format of the image encoder")
+
+    @model_validator(mode="after")
+    def _source_has_what_it_needs(self) -> Self:
+        if self.source == "open_clip" and not self.pretrained:
+            raise ValueError("source open_clip needs `pretrained`: a tag of `open_clip.list_pretrained()`")
+        if self.source == "file" and not (self.weights and self.sha256):
+            raise ValueError("source file needs `weights` and its `sha256` (`sha256sum FILE` prints it)")
+        return self
+
+
+class PromptParams(Section):
+    """Prompts of the classes (stage `embed_text`)."""
+
+    templates: Annotated[list[str], Field(min_length=1)] = Field(
+        ["a photo of a {}."], description="each with one {} for the class; embeddings are averaged and renormalised"
+    )
+
+    @model_validator(mode="after")
+    def _templates_have_one_slot(self) -> Self:
+        for template in self.templates:
+            if template.count("{}") != 1:
+                raise ValueError(f"template {template!r} must hold {{}} exactly once")
+        return self
+
+
+class GlobalViewParams(Section):
+    """The whole image as one view (stage `embed@global`)."""
+
+    resize: Literal["crop", "squash"] = Field(
+        "crop", description="crop: open_clip's own, short side and centre crop; squash: the whole view to a square"
+    )
+
+
+class SnippetViewParams(Section):
+    """Snippets of the image (stage `embed@snippets`)."""
+
+    grid: Annotated[int, Field(ge=1, le=64)] = Field(3, description="g: cells a side, g x g snippets")
+    tile: Annotated[int, Field(ge=0)] = Field(0, description="side of square tiles in pixels; 0: use `grid`")
+    overlap: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="share of its side by which a snippet overlaps the next"
+    )
+    resize: Literal["crop", "squash"] = Field("squash", description="squash keeps every pixel; crop loses the sides")
+
+
+class ViewParams(Section):
+    """What CLIP looks at."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    whole: GlobalViewParams = Field(GlobalViewParams(), alias="global", description="the whole image")
+    snippets: SnippetViewParams = Field(SnippetViewParams(), description="a grid or tiles")
+
+
+class CdulLabelParams(Section):
+    """CDUL's aggregation (Eq. 5 to 7)."""
+
+    threshold: Annotated[float, Field(ge=0)] = Field(0.0, description="zeta: the maximum counts from here on")
+    weight: Annotated[float, Field(ge=-1, le=1)] = Field(
+        0.0, description="lambda: 0 mean of global and aggregate, 1 maximum, -1 minimum"
+    )
+
+
+class PseudoLabelParams(Section):
+    """First labels from similarities (stages `pseudo_label`, `predict@teacher...`)."""
+
+    temperature: Annotated[float, Field(gt=0)] | Literal["model"] = Field(
+        0.01, description="divisor of the cosines before the softmax; model: the teacher's learnt one"
+    )
+    standardise: Literal["none", "class", "image", "both"] = Field(
+        "none", description="z-scores of the scores over images, classes, or one after the other, mapped to (0, 1)"
+    )
+    cdul: CdulLabelParams = Field(CdulLabelParams(), description="CDUL's own")
+
+
+class StudentParams(Section):
+    """The network that is trained."""
+
+    backbone: str = Field("resnet18", min_length=1, description="any torchvision classification model")
+    weights: str = Field(
+        "none", min_length=1, description="none, imagenet (torchvision's, pinned), or a .safetensors or .pth file"
+    )
+    sha256: Sha256 = Field("", description="SHA-256 of `weights` where it is a file")
+    image_size: Annotated[int, Field(ge=32, le=2048)] = Field(96, description="side of its input, pixels")
+    output_stride: Literal[8, 16, 32] = Field(32, description="pixels a cell of the activation map (resnets: 16, 8)")
+
+
+class RecipeParams(Section):
+    """How a student is trained; the same for every method, so that their numbers compare."""
+
+    seed: Annotated[int, Field(ge=0)] = Field(0, description="seed of weights, order and augmentation")
+    epochs: Annotated[int, Field(ge=1)] = Field(12, description="passes over the training images")
+    batch_size: Annotated[int, Field(ge=1)] = Field(64, description="images an update, over all processes")
+    optimiser: Literal["adamw", "adam", "sgd"] = Field("adamw", description="update rule")
+    learning_rate: Annotated[float, Field(gt=0)] = Field(1e-3, description="peak rate of the backbone")
+    head_factor: Annotated[float, Field(gt=0)] = Field(1.0, description="rate of the head over the backbone's")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.05, description="decay of matrices (not of biases, norms)")
+    schedule: Literal["constant", "cosine", "one_cycle"] = Field("one_cycle", description="course of the rate")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where the processor has it")
+    flip: Fraction = Field(0.5, description="probability of a horizontal flip")
+    min_scale: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.6, description="smallest share of the image's area that a random crop keeps; 1: no crop"
+    )
+    jitter: Annotated[float, Field(ge=0, le=1)] = Field(0.2, description="strength of colour jitter")
+    image_cache: Literal["auto", "memory", "none"] = Field(
+        "auto", description="decoded and resized training images kept in memory (auto: up to 4 GB), or decoded anew"
+    )
+
+
+class CdulTrainParams(Section):
+    """CDUL's gradient-alignment training (Eq. 8)."""
+
+    variant: Literal["default", "reproduction"] = Field(
+        "default",
+        description="default: sigmoid head, Bernoulli KL(label||prediction); reproduction: softmax head, as the "
+        "reproduction study runs it",
+    )
+    update_every: Annotated[int, Field(ge=1)] = Field(1, description="epochs between refinements of the labels")
+    warmup: Annotated[int, Field(ge=0)] = Field(0, description="epochs before the first refinement")
+    sigma: Annotated[float, Field(gt=0)] = Field(1.0, description="width of the Gaussian psi; small: only unsure move")
+    step: Annotated[float, Field(ge=0)] = Field(1.0, description="step of the latent; 0: labels stay")
+
+    @model_validator(mode="after")
+    def _step_does_not_overshoot(self) -> Self:
+        bound = self.sigma * (2 * 3.141592653589793) ** 0.5
+        if self.step > bound:
+            raise ValueError(
+                f"step {self.step:g} overshoots the prediction: with sigma {self.sigma:g} at most {bound:.4g}"
+            )
+        return self
+
+
+class TrainParams(Section):
+    """Students and their training (stage `train`)."""
+
+    student: StudentParams = Field(StudentParams(), description="the network")
+    recipe: RecipeParams = Field(RecipeParams(), description="its training")
+    cdul: CdulTrainParams = Field(CdulTrainParams(), description="CDUL's refinement")
+
+
+class EvaluateParams(Section):
+    """Metrics (stage `evaluate`)."""
+
+    threshold: Fraction = Field(0.5, description="score from which a class counts as predicted")
+    top_k: Annotated[int, Field(ge=1)] = Field(3, description="classes an image in the top-k figures")
+    empty_class: Literal["skip", "zero"] = Field(
+        "skip", description="a class without positives: left out of the mean, or counted 0"
+    )
+
+
+class Params(Section):
+    """The whole of params.yaml."""
+
+    dataset: DatasetParams = Field(DatasetParams(), description="raw data")
+    scenes: ScenesParams = Field(ScenesParams(), description="the generated data set")
+    pretrain_clip: PretrainClipParams = Field(PretrainClipParams(), description="the tiny CLIP")
+    clip: ClipParams = Field(ClipParams(), description="the teacher")
+    prompts: PromptParams = Field(PromptParams(), description="prompts")
+    views: ViewParams = Field(ViewParams(), description="views")
+    pseudo_label: PseudoLabelParams = Field(PseudoLabelParams(), description="first labels")
+    train: TrainParams = Field(TrainParams(), description="students")
+    evaluate: EvaluateParams = Field(EvaluateParams(), description="metrics")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1's loader with two repairs: `1e-5` is a number, and a key may stand only once."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key_node, _ in node.value:
+            if key_node.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key_node.value!r} stands twice", key_node.start_mark
+                )
+            seen.add(key_node.value)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def load(path: Path = PARAMS_FILE) -> Params:
+    """Read and check a parameter file.
+
+    Args:
+        path: YAML file; a missing section or key takes its default.
+
+    Returns:
+        The parameters, immutable.
+
+    Raises:
+        ParamsError: the file is missing or is no YAML, or a key is unknown, of a wrong type or out of range; the text
+            names every such key with its full path.
+    """
+    try:
+        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - a SafeLoader
+    except FileNotFoundError:
+        raise ParamsError(f"{path} is missing: run from the project's top folder, or restore it from git") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ParamsError(f"{path} is not valid YAML: {error}") from None
+    try:
+        return Params.model_validate({} if raw is None else raw)
+    except ValidationError as error:
+        raise ParamsError(_explain(path, error)) from None
+
+
+def _explain(path: Path, error: ValidationError) -> str:
+    lines = [f"{path}: {error.error_count()} parameter(s) refused"]
+    for problem in error.errors():
+        location = [str(part) for part in problem["loc"] if not re.match(r"^(float|literal\[.*|constrained.*)$", str(part))]
+        key = ".".join(location) or "(top level)"
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"  {key}: unknown key; known here: {', '.join(_known_keys(location[:-1]))}")
+        else:
+            found = "" if isinstance(problem["input"], dict) else f", found {problem['input']!r}"
+            lines.append(f"  {key}: {problem['msg'].removeprefix('Value error, ')}{found}")
+    return "\n".join(lines)
+
+
+def _known_keys(location: list[str]) -> list[str]:
+    model: Any = Params
+    for part in location:
+        model = next(
+            field.annotation for name, field in model.model_fields.items() if part in (name, field.alias)
+        )
+    return [field.alias or name for name, field in model.model_fields.items()]
