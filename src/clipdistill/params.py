@@ -44,7 +44,8 @@ class DatasetParams(Section):
     year: int = Field(2012, description="year of the release (voc: 2007, 2012; coco: 2014, 2017)")
     annotations: Literal["xml", "main"] = Field("xml", description="voc: Annotations/*.xml, or ImageSets/Main")
     difficult: Literal["negative", "positive", "ignore"] = Field(
-        "negative", description="voc: what a class counts as in an image that has only difficult objects of it"
+        "negative",
+        description="voc: what a class counts as in an image that has only difficult objects of it",
     )
     empty_images: Literal["drop", "keep"] = Field("drop", description="coco: images without any object")
     val_fraction: Annotated[float, Field(ge=0, lt=1)] = Field(
@@ -55,7 +56,8 @@ class DatasetParams(Section):
     )
     download: bool = Field(False, description="voc: fetch the archives through torchvision where they are missing")
     on_problem: Literal["stop", "leave_out"] = Field(
-        "stop", description="a missing, broken or unlawful image or annotation stops the stage, or leaves the image out"
+        "stop",
+        description="a missing, broken or unlawful image or annotation stops the stage, or leaves the image out",
     )
     max_pixels: Annotated[int, Field(ge=1)] = Field(
         89_478_485, description="pixels above which an image is refused before it is decoded"
@@ -113,7 +115,8 @@ class PromptParams(Section):
     """Prompts of the classes (stage `embed_text`)."""
 
     templates: Annotated[list[str], Field(min_length=1)] = Field(
-        ["a photo of a {}."], description="each with one {} for the class; embeddings are averaged and renormalised"
+        ["a photo of a {}."],
+        description="each with one {} for the class; embeddings are averaged and renormalised",
     )
 
     @model_validator(mode="after")
@@ -127,8 +130,9 @@ class PromptParams(Section):
 class GlobalViewParams(Section):
     """The whole image as one view (stage `embed@global`)."""
 
-    resize: Literal["crop", "squash"] = Field(
-        "crop", description="crop: open_clip's own, short side and centre crop; squash: the whole view to a square"
+    resize: Literal["open_clip", "squash"] = Field(
+        "open_clip",
+        description="open_clip: the model's own (mostly short side and centre crop); squash: all of it",
     )
 
 
@@ -140,7 +144,10 @@ class SnippetViewParams(Section):
     overlap: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="share of its side by which a snippet overlaps the next"
     )
-    resize: Literal["crop", "squash"] = Field("squash", description="squash keeps every pixel; crop loses the sides")
+    resize: Literal["open_clip", "squash"] = Field(
+        "squash",
+        description="squash: the whole view to the model's square; open_clip: the model's own, loses the sides",
+    )
 
 
 class ViewParams(Section):
@@ -168,7 +175,8 @@ class PseudoLabelParams(Section):
         0.01, description="divisor of the cosines before the softmax; model: the teacher's learnt one"
     )
     standardise: Literal["none", "class", "image", "both"] = Field(
-        "none", description="z-scores of the scores over images, classes, or one after the other, mapped to (0, 1)"
+        "none",
+        description="z-scores of the scores over images, classes, or one after the other, mapped to (0, 1)",
     )
     cdul: CdulLabelParams = Field(CdulLabelParams(), description="CDUL's own")
 
@@ -178,7 +186,9 @@ class StudentParams(Section):
 
     backbone: str = Field("resnet18", min_length=1, description="any torchvision classification model")
     weights: str = Field(
-        "none", min_length=1, description="none, imagenet (torchvision's, pinned), or a .safetensors or .pth file"
+        "none",
+        min_length=1,
+        description="none, imagenet (torchvision's, pinned), or a .safetensors or .pth file",
     )
     sha256: Sha256 = Field("", description="SHA-256 of `weights` where it is a file")
     image_size: Annotated[int, Field(ge=32, le=2048)] = Field(96, description="side of its input, pixels")
@@ -203,7 +213,8 @@ class RecipeParams(Section):
     )
     jitter: Annotated[float, Field(ge=0, le=1)] = Field(0.2, description="strength of colour jitter")
     image_cache: Literal["auto", "memory", "none"] = Field(
-        "auto", description="decoded and resized training images kept in memory (auto: up to 4 GB), or decoded anew"
+        "auto",
+        description="decoded and resized training images kept in memory (auto: up to 4 GB), or decoded anew",
     )
 
 
@@ -277,7 +288,9 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"),
 )
 
 
@@ -309,7 +322,9 @@ def load(path: Path = PARAMS_FILE) -> Params:
 def _explain(path: Path, error: ValidationError) -> str:
     lines = [f"{path}: {error.error_count()} parameter(s) refused"]
     for problem in error.errors():
-        location = [str(part) for part in problem["loc"] if not re.match(r"^(float|literal\[.*|constrained.*)$", str(part))]
+        location = [
+            str(part) for part in problem["loc"] if not re.match(r"^(float|literal\[.*|constrained.*)$", str(part))
+        ]
         key = ".".join(location) or "(top level)"
         if problem["type"] == "extra_forbidden":
             lines.append(f"  {key}: unknown key; known here: {', '.join(_known_keys(location[:-1]))}")
@@ -322,7 +337,5 @@ def _explain(path: Path, error: ValidationError) -> str:
 def _known_keys(location: list[str]) -> list[str]:
     model: Any = Params
     for part in location:
-        model = next(
-            field.annotation for name, field in model.model_fields.items() if part in (name, field.alias)
-        )
+        model = next(field.annotation for name, field in model.model_fields.items() if part in (name, field.alias))
     return [field.alias or name for name, field in model.model_fields.items()]

@@ -20,7 +20,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +38,8 @@ WORK_ROOT_VARIABLE = "CLIPDISTILL_WORK"
 _COMPRESSORS = (BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle"), Crc32cCodec())
 
 Array = npt.NDArray[Any]
+ZarrGroup: TypeAlias = Any
+"""zarr.Group, whose types leave open what stands under a name."""
 Provenance = Mapping[str, Any]
 
 
@@ -72,7 +74,9 @@ def write_atomically(path: Path, content: bytes) -> None:
         partial.replace(path)
     except OSError as error:
         partial.unlink(missing_ok=True)
-        raise ArtifactError(f"{path}: cannot be written ({error.strerror}); free space or permission, then again") from error
+        raise ArtifactError(
+            f"{path}: cannot be written ({error.strerror}); free space or permission, then again"
+        ) from error
 
 
 def write_json(path: Path, content: Any) -> None:  # noqa: ANN401 - any JSON value
@@ -110,9 +114,9 @@ class ArraySpec:
         return shard * self.rows, min((shard + 1) * self.rows, self.shape[0])
 
 
-def _create(path: Path, specs: Mapping[str, ArraySpec], provenance: Provenance) -> zarr.Group:
+def _create(path: Path, specs: Mapping[str, ArraySpec], provenance: Provenance) -> ZarrGroup:
     attributes = {"format_version": FORMAT_VERSION, **provenance}
-    group = zarr.create_group(store=str(path), zarr_format=3, attributes=json.loads(json.dumps(attributes)))
+    group: ZarrGroup = zarr.create_group(store=str(path), zarr_format=3, attributes=json.loads(json.dumps(attributes)))
     for name, spec in specs.items():
         dtype = np.dtype(spec.dtype)
         inner = _inner_rows(spec)
@@ -131,10 +135,12 @@ def _create(path: Path, specs: Mapping[str, ArraySpec], provenance: Provenance) 
 
 
 def _inner_rows(spec: ArraySpec) -> int:
-    """Rows a chunk inside a shard: the largest divisor of the shard's rows that keeps a chunk below 256 KiB."""
+    """Rows a chunk inside a shard, of 256 KiB at most: a power of two, or a divisor of the shard's rows."""
     row_bytes = max(1, int(np.prod(spec.shape[1:], dtype=np.int64)) * np.dtype(spec.dtype).itemsize)
-    limit = max(1, 262_144 // row_bytes)
-    return next(rows for rows in range(min(limit, spec.rows), 0, -1) if spec.rows % rows == 0)
+    limit = max(1, min(262_144 // row_bytes, spec.rows))
+    if spec.shard_rows is None:
+        return 1 << (limit.bit_length() - 1)
+    return next(rows for rows in range(limit, 0, -1) if spec.rows % rows == 0)
 
 
 def write_group(path: Path, arrays: Mapping[str, Array], provenance: Provenance) -> None:
@@ -202,9 +208,7 @@ def _files(path: Path) -> dict[str, Path]:
 
 
 def _write_manifest(path: Path) -> None:
-    entries = {
-        name: {"bytes": file.stat().st_size, "sha256": file_sha256(file)} for name, file in _files(path).items()
-    }
+    entries = {name: {"bytes": file.stat().st_size, "sha256": file_sha256(file)} for name, file in _files(path).items()}
     write_json(path / MANIFEST, {"format_version": FORMAT_VERSION, "files": entries})
 
 
@@ -248,7 +252,7 @@ class Group:
 
     path: Path
     provenance: dict[str, Any]
-    _arrays: zarr.Group = field(repr=False)
+    _arrays: ZarrGroup = field(repr=False)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of an array."""
@@ -258,9 +262,18 @@ class Group:
         """Read rows [start, stop) of an array into memory."""
         return np.asarray(self._array(name)[start:stop])
 
+    @property
+    def names(self) -> list[str]:
+        """Names of its arrays, sorted."""
+        return sorted(file.parent.name for file in self.path.glob("*/zarr.json"))
+
+    def layout(self) -> dict[str, str]:
+        """Type and shape of every array, for people."""
+        return {name: f"{self._array(name).dtype} {list(self.shape(name))}" for name in self.names}
+
     def _array(self, name: str) -> Any:  # noqa: ANN401 - zarr ships no usable types
         if name not in self._arrays:
-            raise ArtifactError(f"{self.path} has no array {name!r}; it has {', '.join(sorted(self._arrays.keys()))}")
+            raise ArtifactError(f"{self.path} has no array {name!r}; it has {', '.join(self.names)}")
         return self._arrays[name]
 
 
@@ -334,7 +347,7 @@ class Work:
                 if array.size:
                     group[name][...] = array
             making.rename(self.folder)
-        self._group = zarr.open_group(store=str(self.store), mode="r+")
+        self._group: ZarrGroup = zarr.open_group(store=str(self.store), mode="r+")
 
     @property
     def shards(self) -> int:

@@ -83,7 +83,9 @@ def read(path: Path, expected_hash: str, max_pixels: int) -> Image.Image:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise UnreadableImageError(f"{path}: cannot be read ({error.strerror}); `dvc repro format` checks all") from None
+        raise UnreadableImageError(
+            f"{path}: cannot be read ({error.strerror}); `dvc repro format` checks all"
+        ) from None
     if content_hash(data) != expected_hash:
         raise UnreadableImageError(f"{path}: its bytes have changed since the image table was made; run `dvc repro`")
     return decode(data, str(path), max_pixels)

@@ -1,0 +1,52 @@
+# clipdistill: every target sets up what it needs. `make` alone lists them.
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# The first of these that is Python 3.11 or 3.12 makes the environment; PYTHON=... names another.
+PYTHON ?= $(shell for p in python3 python3.12 python3.11; do $$p -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && { echo $$p; break; }; done)
+
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+# No dependency reports anything to anyone; .dvc/config says the same for DVC.
+export DVC_NO_ANALYTICS := 1
+export HF_HUB_DISABLE_TELEMETRY := 1
+export DO_NOT_TRACK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-fast check format clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY) ## make .venv and install; again only when pyproject.toml or constraints.txt change
+
+$(READY): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "clipdistill needs Python 3.11 or 3.12, and neither was found as python3, python3.12 or python3.11 (python3 is $$(python3 --version 2>&1)). Install one, or name it: make PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' || { echo "$(PYTHON) is $$($(PYTHON) --version 2>&1); clipdistill needs Python 3.11 or 3.12: make PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "$(PYTHON) has no venv module: on Debian or Ubuntu, apt-get install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(READY)
+
+demo: $(READY) ## run the whole pipeline on the embedded data set and print the metrics
+	dvc repro
+	@echo
+	dvc metrics show --precision 4
+
+test: $(READY) ## all tests, the slow pipeline tests among them
+	python -m pytest -q
+
+test-fast: $(READY) ## only the tests that take seconds
+	python -m pytest -q -m 'not slow'
+
+check: $(READY) ## ruff (lint and format) and mypy
+	ruff check .
+	ruff format --check .
+	mypy
+
+format: $(READY) ## let ruff put the code in order
+	ruff check --fix .
+	ruff format .
+
+clean: ## remove unfinished work and tool caches; data, cache and the environment stay
+	rm -rf .work .pytest_cache .mypy_cache .ruff_cache .hypothesis

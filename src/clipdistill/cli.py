@@ -1,0 +1,113 @@
+"""What a person types. Heavy libraries are imported inside the commands, so that --help answers at once."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import BaseModel
+
+from clipdistill import __version__, params
+from clipdistill.errors import ClipdistillError
+
+app = typer.Typer(
+    help="Distil CLIP into a small multi-label classifier: images and class names in, no labels needed.\n\n"
+    "The pipeline itself is run by DVC: `dvc repro`, `dvc exp run -S KEY=VALUE`, `dvc metrics show`.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def main() -> None:
+    """Run the command line; a problem that a person can mend is printed as its text alone."""
+    try:
+        app()
+    except ClipdistillError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(error.exit_code)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop."),
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command("params")
+def print_params(
+    path: Annotated[Path, typer.Argument(help="Parameter file.")] = params.PARAMS_FILE,
+    as_json: Annotated[bool, typer.Option("--json", help="Values alone, as JSON.")] = False,
+) -> None:
+    """Check a parameter file and print every parameter as it resolves, with what it means.
+
+    Example: clipdistill params
+    """
+    resolved = params.load(path)
+    if as_json:
+        typer.echo(json.dumps(resolved.model_dump(by_alias=True), indent=2))
+        return
+    for line in _document(resolved, 0):
+        typer.echo(line)
+
+
+def _document(section: BaseModel, depth: int) -> Iterator[str]:
+    indent = "  " * depth
+    for name, field in type(section).model_fields.items():
+        key, value = field.alias or name, getattr(section, name)
+        if isinstance(value, BaseModel):
+            description = (type(value).__doc__ or "").splitlines()[0]
+            yield f"{indent}{key}:  # {description}"
+            yield from _document(value, depth + 1)
+        else:
+            stated = f"{indent}{key}: {json.dumps(value, ensure_ascii=False)}"
+            yield f"{stated:<40}  # {field.description}"
+
+
+@app.command("models")
+def list_models(
+    pattern: Annotated[str, typer.Argument(help="Part of a name; all without it.")] = "",
+) -> None:
+    """List the CLIP models that open_clip knows, each with its published weights (clip.model, clip.pretrained).
+
+    Example: clipdistill models RN50
+    """
+    import open_clip  # noqa: PLC0415
+
+    tags: dict[str, list[str]] = {}
+    for model, tag in open_clip.list_pretrained():
+        tags.setdefault(model, []).append(tag)
+    found = [name for name in open_clip.list_models() if pattern.lower() in name.lower()]
+    if not found:
+        raise ClipdistillError(f"open_clip knows no model with {pattern!r} in its name")
+    for name in found:
+        typer.echo(f"{name:<32} {', '.join(tags.get(name, ['(no published weights)']))}")
+
+
+@app.command("show")
+def show_artifact(
+    path: Annotated[Path, typer.Argument(help="Folder of a Zarr artifact below data/ or cache/.")],
+) -> None:
+    """Check every byte of an artifact and print its arrays and what it was made from.
+
+    Example: clipdistill show cache/scenes/train/global.zarr
+    """
+    from clipdistill import store  # noqa: PLC0415
+
+    group = store.read_group(path)
+    report: dict[str, Any] = {"arrays": group.layout(), "provenance": group.provenance}
+    typer.echo(json.dumps(report, indent=2, ensure_ascii=False))

@@ -1,0 +1,78 @@
+"""From a box of an image to the pixels that the image encoder takes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from open_clip.transform import image_transform
+from PIL import Image
+
+from clipdistill.clip.teacher import Preprocessing
+
+Resize = Literal["open_clip", "squash"]
+Pixels = npt.NDArray[np.uint8]
+
+
+class ViewTransform:
+    """Crop a view and resize it, by Pillow, to the encoder's input size.
+
+    `open_clip` is the model's own evaluation transform, equal pixel by pixel; `squash` brings the whole view to the
+    square, so that no side of it is lost.
+
+    Args:
+        preprocessing: of the teacher.
+        resize: how a view becomes a square.
+    """
+
+    def __init__(self, preprocessing: Preprocessing, resize: Resize) -> None:
+        self.size = preprocessing.size
+        mode = preprocessing.resize_mode if resize == "open_clip" else "squash"
+        composed = image_transform(
+            preprocessing.size, is_train=False, resize_mode=mode, interpolation=preprocessing.interpolation
+        )
+        # The geometry alone; values stay bytes until they are on the device.
+        self._geometry = [step for step in composed.transforms if _is_geometry(step)]
+
+    def __call__(self, image: Image.Image, boxes: npt.NDArray[np.float32]) -> Pixels:
+        """Cut views out of an upright RGB image.
+
+        Args:
+            image: RGB.
+            boxes: float32 [k, 4], pixels; fractions are widened to whole pixels, and the box is kept in the image.
+
+        Returns:
+            uint8 [k, 3, size, size].
+        """
+        return np.stack([self._view(image, box) for box in boxes])
+
+    def _view(self, image: Image.Image, box: Sequence[float] | npt.NDArray[np.float32]) -> Pixels:
+        x0, y0 = max(0, math.floor(box[0])), max(0, math.floor(box[1]))
+        x1, y1 = min(image.width, math.ceil(box[2])), min(image.height, math.ceil(box[3]))
+        view = image if (x0, y0, x1, y1) == (0, 0, *image.size) else image.crop((x0, y0, x1, y1))
+        for step in self._geometry:
+            view = step(view)
+        return np.asarray(view).transpose(2, 0, 1)
+
+
+def _is_geometry(step: object) -> bool:
+    return any(word in type(step).__name__ for word in ("Resize", "Crop"))
+
+
+def normalise(pixels: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
+    """Scale bytes to [0, 1], then subtract the mean and divide by the deviation of each channel.
+
+    Args:
+        pixels: uint8 [B, 3, S, S], on any device.
+        preprocessing: of the teacher.
+
+    Returns:
+        float32 [B, 3, S, S], with exactly the values of open_clip's own transform.
+    """
+    mean = torch.tensor(preprocessing.mean, device=pixels.device)[:, None, None]
+    std = torch.tensor(preprocessing.std, device=pixels.device)[:, None, None]
+    return pixels.float().div(255).sub(mean).div(std)

@@ -1,0 +1,171 @@
+"""Raw layouts to the image table: every image is opened once, and every problem is counted.
+
+Nothing is written before all images of both splits are checked.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from clipdistill.datasets import images, table
+from clipdistill.datasets.raw import SPLITS, Problem, RawDataset, RawSplit, Split
+from clipdistill.datasets.readers import read_raw
+from clipdistill.datasets.table import ImageTable
+from clipdistill.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from clipdistill.params import DatasetParams
+
+_LOGGED = 100
+_SHOWN = 10
+
+_log = logging.getLogger(__name__)
+
+
+def format_dataset(params: DatasetParams, out: Path, workers: int) -> dict[str, Any]:
+    """Read a raw data set, check every image, and write what all later stages read.
+
+    Args:
+        params: section `dataset`.
+        out: folder; gets {train,val}/images.parquet, {train,val}/labels.zarr and classes.yaml.
+        workers: threads that read and decode images, at least 1; the result does not depend on it.
+
+    Returns:
+        Counts for metrics/format.json (JSON values).
+
+    Raises:
+        DataError: files are missing; there are problems and `on_problem` is stop; or a split has no images.
+        ParamsError: a parameter does not fit the layout.
+        ArtifactError: `out` cannot be written.
+    """
+    raw = read_raw(params)
+    problems = list(raw.problems)
+    tables, parts = {}, {}
+    for split in SPLITS:
+        tables[split], parts[split] = _check(raw, split, params.max_pixels, workers, problems)
+        if not parts[split].ids:
+            problems.append(Problem("empty_split", split, str(raw.image_root), "no image is left"))
+    for problem in problems[:_LOGGED]:
+        _log.warning("%s", problem)
+    _judge(params, problems)
+    table.write_classes(out / "classes.yaml", raw.classes)
+    for split in SPLITS:
+        tables[split].write(out / split / "images.parquet")
+        table.write_labels(out / split / "labels.zarr", parts[split].labels, tables[split], raw.classes)
+    return _metrics(params, raw, tables, parts, problems)
+
+
+@dataclass(frozen=True, slots=True)
+class _Checked:
+    width: int
+    height: int
+    size: int
+    digest: str
+
+
+def _check(
+    raw: RawDataset, split: Split, max_pixels: int, workers: int, problems: list[Problem]
+) -> tuple[ImageTable, RawSplit]:
+    """Open the images of a split in order of their ids; those that cannot be opened become problems."""
+    part = raw.splits[split]
+    part = part.take(sorted(range(len(part.ids)), key=part.ids.__getitem__))
+    _log.info("%s: checking %d images", split, len(part.ids))
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        results = list(pool.map(lambda path: _open(raw.image_root / path, max_pixels), part.paths))
+    rows = []
+    for row, result in enumerate(results):
+        if isinstance(result, _Checked):
+            rows.append(row)
+        else:
+            problems.append(Problem("undecodable_image", split, part.ids[row], result))
+    good = [result for result in results if isinstance(result, _Checked)]
+    part = part.take(rows)
+    checked = ImageTable(
+        root=raw.image_root,
+        ids=part.ids,
+        paths=part.paths,
+        widths=np.array([item.width for item in good], np.int32),
+        heights=np.array([item.height for item in good], np.int32),
+        sizes=np.array([item.size for item in good], np.int64),
+        hashes=[item.digest for item in good],
+        max_pixels=max_pixels,
+    )
+    return checked, part
+
+
+def _open(path: Path, max_pixels: int) -> _Checked | str:
+    """Size and hash of an image file, or what is wrong with it."""
+    try:
+        data = path.read_bytes()
+        image = images.decode(data, str(path), max_pixels)
+    except OSError as error:
+        return f"{path}: cannot be read ({error.strerror})"
+    except images.UnreadableImageError as error:
+        return str(error)
+    return _Checked(image.width, image.height, len(data), images.content_hash(data))
+
+
+def _judge(params: DatasetParams, problems: Sequence[Problem]) -> None:
+    """Stop where the parameters say so, and always where a split has no images."""
+    kinds = Counter(problem.kind for problem in problems)
+    if not problems or (params.on_problem == "leave_out" and not kinds["empty_split"]):
+        return
+    lines = [f"{params.root}: {len(problems)} problem(s) in data set {params.name}"]
+    lines += [f"  {count} {kind}" for kind, count in sorted(kinds.items())]
+    lines += [f"  {problem}" for problem in sorted(problems, key=lambda item: item.kind != "empty_split")[:_SHOWN]]
+    if len(problems) > _SHOWN:
+        lines.append(f"  and {len(problems) - _SHOWN} more")
+    if kinds["empty_split"]:
+        lines.append("A split without images cannot be used: see dataset.root, dataset.train and dataset.val.")
+    else:
+        lines.append("Mend the files, or set dataset.on_problem: leave_out to go on without these images.")
+    raise DataError("\n".join(lines))
+
+
+def _metrics(
+    params: DatasetParams,
+    raw: RawDataset,
+    tables: dict[Split, ImageTable],
+    parts: dict[Split, RawSplit],
+    problems: Sequence[Problem],
+) -> dict[str, Any]:
+    names = [item.name for item in raw.classes]
+    contents = {split: set(tables[split].hashes) for split in SPLITS}
+    result: dict[str, Any] = {"dataset": params.name, "reader": params.reader, "classes": len(names)}
+    if params.reader == "voc":
+        result["difficult"] = params.difficult
+    for split in SPLITS:
+        result[split] = _counts(parts[split], names) | _left_out([item for item in problems if item.split == split])
+    # The same picture under two names: ids cannot tell, contents can.
+    result["contents_in_both_splits"] = len(contents["train"] & contents["val"])
+    result["notes"] = raw.notes
+    return result
+
+
+def _counts(part: RawSplit, names: list[str]) -> dict[str, Any]:
+    positives = (part.labels == 1).sum(axis=0)
+    labelled = int((part.labels >= 0).any(axis=1).sum())
+    return {
+        "images": len(part.ids),
+        "labelled_images": labelled,
+        "positives": int(positives.sum()),
+        "labels_per_image": round(float(positives.sum()) / labelled, 4) if labelled else None,
+        "unknown_share": round(float((part.labels < 0).mean()), 6),
+        "positives_per_class": dict(zip(names, positives.tolist(), strict=True)),
+    }
+
+
+def _left_out(problems: Sequence[Problem]) -> dict[str, Any]:
+    return {
+        "left_out": dict(sorted(Counter(problem.kind for problem in problems).items())),
+        "left_out_images": [f"{problem.where}: {problem.detail}" for problem in problems[:_LOGGED]],
+    }

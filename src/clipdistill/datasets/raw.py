@@ -1,0 +1,251 @@
+"""What a reader returns: image paths and labels of each split, before any image is opened.
+
+One rule holds for all readers: an image that something is wrong with is not in its split, and there is a
+`Problem` that says why. Whether problems stop the stage is for `format` to decide.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from clipdistill.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from clipdistill.datasets.table import ClassName, Labels
+
+Split = Literal["train", "val"]
+SPLITS: tuple[Split, ...] = ("train", "val")
+
+ProblemKind = Literal[
+    "missing_image",
+    "undecodable_image",
+    "missing_annotation",
+    "broken_annotation",
+    "unknown_class",
+    "duplicate_id",
+    "outside_root",
+    "bad_name",
+    "empty_split",
+]
+
+# Kind of a problem, and what is wrong.
+Refusal = tuple[ProblemKind, str]
+
+# DVC can put its cache in place of files as links (`cache.type symlink`); their targets are named by content.
+_DVC_OBJECT = re.compile(r"/files/md5/[0-9a-f]{2}/[0-9a-f]{30}$")
+
+
+def printable(text: str) -> str:
+    """Escape line breaks, control characters and undecodable bytes, so that a name fits one line."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Why an image is not in its split.
+
+    Attributes:
+        kind: sort of problem.
+        split: where the image would be.
+        where: image id, or path relative to the root.
+        detail: what is wrong, and what to do where that is not plain.
+    """
+
+    kind: ProblemKind
+    split: Split
+    where: str
+    detail: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "where", printable(self.where))
+        object.__setattr__(self, "detail", printable(self.detail))
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.split} {self.where}: {self.detail}"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RawSplit:
+    """The N images of a split, in any order.
+
+    Attributes:
+        ids: unique.
+        paths: POSIX paths below the image root.
+        labels: int8 [N, C]: 1 present, 0 absent, -1 unknown or left out.
+    """
+
+    ids: list[str]
+    paths: list[str]
+    labels: Labels
+
+    def take(self, rows: Sequence[int]) -> RawSplit:
+        """Select rows, in the order given."""
+        return RawSplit([self.ids[row] for row in rows], [self.paths[row] for row in rows], self.labels[list(rows)])
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RawDataset:
+    """A data set as its files tell it.
+
+    Attributes:
+        image_root: folder to which the paths are relative.
+        classes: in column order.
+        splits: by name; no id is in both.
+        problems: one for each image that is not in its split.
+        notes: counts worth keeping with the metrics (JSON values).
+    """
+
+    image_root: Path
+    classes: list[ClassName]
+    splits: dict[Split, RawSplit]
+    problems: list[Problem]
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+class Fence:
+    """A folder that names from annotations may not leave.
+
+    Args:
+        folder: the folder.
+        missing: kind of the problem when there is no such file.
+    """
+
+    def __init__(self, folder: Path, missing: ProblemKind = "missing_image") -> None:
+        self.folder = folder
+        self._missing = missing
+        self._inside = os.path.join(os.path.realpath(folder), "")  # noqa: PTH118 - Path drops the last separator
+
+    def check(self, name: str) -> Refusal | None:
+        """Tell whether a file may be opened; it is not opened here.
+
+        Args:
+            name: path relative to the folder, as an annotation gives it.
+
+        Returns:
+            None where it is a file below the folder, else the kind of problem and its text.
+        """
+        if refusal := self._check_name(name):
+            return refusal
+        path = self.folder / name
+        try:
+            real = os.path.realpath(path, strict=True)
+        except OSError as error:
+            return self._missing, f"{path} cannot be found ({error.strerror})"
+        if not f"{real}/".startswith(self._inside) and not _DVC_OBJECT.search(real):
+            cure = "copy the file, or let dataset.root or dataset.images name the folder that really holds it"
+            return "outside_root", f"a symbolic link leads out of {self.folder}; {cure}"
+        return None if Path(real).is_file() else (self._missing, f"{path} is not a file")
+
+    def _check_name(self, name: str) -> Refusal | None:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            return "bad_name", "the name is not valid UTF-8; rename the file"
+        if "\0" in name:
+            return "bad_name", "the name holds a zero byte"
+        if name.startswith(("/", "\\")) or "://" in name or ".." in re.split(r"[/\\]", name):
+            return "outside_root", f"the path is not one below {self.folder}"
+        return None
+
+
+def path_id(path: str) -> str:
+    """Image id where a layout has none: the path without its suffix."""
+    return re.sub(r"\.[^./]+$", "", path)
+
+
+def admit(fence: Fence, split: Split, ids: Sequence[str], names: Sequence[str], problems: list[Problem]) -> list[int]:
+    """Find the images that may be opened; each of the others becomes a problem.
+
+    Args:
+        fence: guard of the image root.
+        split: the split they belong to.
+        ids: image ids [N]; where one stands twice, the first is taken.
+        names: paths below the image root [N].
+        problems: list to add to.
+
+    Returns:
+        Rows that are admitted, ascending.
+    """
+    seen: set[str] = set()
+    rows = []
+    for row, (image_id, name) in enumerate(zip(ids, names, strict=True)):
+        if image_id in seen:
+            problems.append(Problem("duplicate_id", split, image_id, f"listed more than once ({name})"))
+        elif refusal := fence.check(name):
+            problems.append(Problem(refusal[0], split, image_id, refusal[1]))
+        else:
+            rows.append(row)
+        seen.add(image_id)
+    return rows
+
+
+def assemble(
+    image_root: Path,
+    classes: list[ClassName],
+    splits: Mapping[Split, RawSplit],
+    problems: Sequence[Problem],
+    notes: Mapping[str, Any] | None = None,
+) -> RawDataset:
+    """Put a data set together; an image of both splits is a leak and stays in `val` alone.
+
+    Args:
+        image_root: folder to which the paths are relative.
+        classes: in column order.
+        splits: both splits.
+        problems: what the reader found.
+        notes: counts worth keeping.
+
+    Returns:
+        The data set.
+    """
+    held_out = set(splits["val"].ids)
+    train = splits["train"]
+    rows = [row for row, image_id in enumerate(train.ids) if image_id not in held_out]
+    leaks = [
+        Problem("duplicate_id", "train", image_id, "also in the evaluation split; scores on it would mean nothing")
+        for image_id in train.ids
+        if image_id in held_out
+    ]
+    parts: dict[Split, RawSplit] = {"train": train.take(rows) if leaks else train, "val": splits["val"]}
+    return RawDataset(image_root, classes, parts, [*problems, *leaks], dict(notes or {}))
+
+
+def read_text(path: Path, cure: str) -> str:
+    """Read a text file of a raw data set: UTF-8, with or without a byte order mark, any line ends.
+
+    Args:
+        path: file.
+        cure: what to do where it is missing.
+
+    Raises:
+        DataError: missing, unreadable, or not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError(f"{path} is missing: {cure}") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}): {cure}") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8") from None
+
+
+def read_lines(path: Path, cure: str) -> list[str]:
+    """Read a list: its lines without surrounding white space, blank ones left out.
+
+    Args:
+        path: file.
+        cure: what to do where it is missing.
+
+    Raises:
+        DataError: missing, unreadable, or not UTF-8.
+    """
+    return [stripped for line in read_text(path, cure).split("\n") if (stripped := line.strip())]

@@ -1,0 +1,326 @@
+"""Where the work runs: device, processes, threads, and how processes find each other under torchrun.
+
+None of this changes what is computed, so none of it stands in params.yaml: another machine must not rerun a
+stage. The settings come from `compute.yaml` in the current folder, which git ignores, or from the environment
+(CLIPDISTILL_DEVICE ...), which wins.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import uuid
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, Self
+
+import yaml
+from pydantic import Field, ValidationError
+
+from clipdistill.errors import ClipdistillError, ParamsError
+from clipdistill.params import Section
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    # torch takes seconds to import; a stage that only asks for its rank does without.
+    import torch
+
+COMPUTE_FILE = Path("compute.yaml")
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Count = Annotated[int, Field(ge=1)]
+
+
+def rank() -> int:
+    """This process's number among all, from 0 ($RANK)."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    """Number of processes, on all machines ($WORLD_SIZE)."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def local_rank() -> int:
+    """This process's number among those of its machine, from 0 ($LOCAL_RANK)."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Compute(Section):
+    """Settings of this machine; each also as $CLIPDISTILL_<NAME>, for example CLIPDISTILL_DEVICE=cpu."""
+
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where there is one")
+    processes: Count | None = Field(None, description="processes; null: one a GPU, on a CPU by stage")
+    workers: Count | None = Field(None, description="threads a process that decode images; null: by stage")
+    threads: Count | None = Field(None, description="threads a process that compute; null: its share of the cores")
+    batch_size: Count | None = Field(None, description="images a pass without gradients; null: by stage")
+
+    @classmethod
+    def load(cls, path: Path = COMPUTE_FILE) -> Self:
+        """Read the settings.
+
+        Args:
+            path: YAML file; without one, defaults.
+
+        Returns:
+            The file's settings, with those of the environment over them.
+
+        Raises:
+            ParamsError: the file is no mapping in YAML, or a key is unknown, of a wrong type or out of range.
+        """
+        settings = _file_settings(path)
+        origin = dict.fromkeys(settings, str(path))
+        for name in cls.model_fields:
+            variable = f"CLIPDISTILL_{name.upper()}"
+            if text := os.environ.get(variable):
+                settings[name] = _scalar(text)
+                origin[name] = f"${variable}"
+        try:
+            return cls.model_validate(settings)
+        except ValidationError as error:
+            raise ParamsError(_explain(error, origin, list(cls.model_fields))) from None
+
+    def torch_device(self) -> torch.device:
+        """The device of this process; with several GPUs the one with its local rank.
+
+        Raises:
+            ParamsError: `cuda` is asked for and there is none.
+        """
+        import torch  # noqa: PLC0415
+
+        if self.device == "cpu" or (self.device == "auto" and not torch.cuda.is_available()):
+            return torch.device("cpu")
+        if not torch.cuda.is_available():
+            raise ParamsError("compute device is cuda, but PyTorch sees no GPU: set it to cpu or auto")
+        return torch.device("cuda", local_rank() % torch.cuda.device_count())
+
+    def process_count(self, device: torch.device, *, per_core: bool = False) -> int:
+        """Number of processes that a stage starts on this machine.
+
+        Args:
+            device: of the stage.
+            per_core: on a CPU, where nothing is set: one a core, else one.
+        """
+        if self.processes:
+            return self.processes
+        if device.type == "cuda":
+            import torch  # noqa: PLC0415
+
+            return torch.cuda.device_count()
+        return cores() if per_core else 1
+
+    def thread_count(self) -> int:
+        """Threads of the arithmetic in this process: as set, or its share of the cores.
+
+        Sums may round differently with another number of threads: runs whose bytes must agree need the same.
+        """
+        return self.threads or _share_of_cores()
+
+    def worker_count(self) -> int:
+        """Threads that decode images in this process: as set, or its share of the cores."""
+        return self.workers or _share_of_cores()
+
+
+def _share_of_cores() -> int:
+    return max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def _file_settings(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ParamsError(f"{path} cannot be read as YAML: {error}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ParamsError(f"{path} must hold `key: value` lines, for example `device: cpu`")
+    return content
+
+
+def _scalar(text: str) -> Any:  # noqa: ANN401 - any YAML value
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def _explain(error: ValidationError, origin: dict[str, str], known: list[str]) -> str:
+    lines = ["compute settings refused"]
+    for problem in error.errors():
+        name = str(problem["loc"][0])
+        if problem["type"] == "extra_forbidden":
+            lines.append(f"  {origin.get(name)}: {name}: unknown key; known here: {', '.join(known)}")
+        else:
+            lines.append(f"  {origin.get(name)}: {name}: {problem['msg']}, found {problem['input']!r}")
+    return "\n".join(lines)
+
+
+def resolve_precision(precision: Precision, device: torch.device) -> torch.dtype:
+    """Number format of the arithmetic.
+
+    Args:
+        precision: `auto` is bf16 where the hardware computes in it (GPUs from compute capability 8.0 on,
+            processors with AVX512-BF16 or AMX), else fp32.
+        device: where it runs.
+    """
+    import torch  # noqa: PLC0415
+
+    if precision != "auto":
+        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    if device.type == "cuda":
+        fast = torch.cuda.get_device_capability(device) >= (8, 0)
+    else:
+        capabilities = torch.cpu.get_capabilities()
+        fast = any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
+    return torch.bfloat16 if fast else torch.float32
+
+
+def launch(command: list[str], processes: int) -> None:
+    """Run a Python script or module in one process or in several, and wait for all of them.
+
+    Several are started as `torchrun --standalone` starts them, with $RANK, $WORLD_SIZE and $LOCAL_RANK set;
+    when one fails the others are ended. Their output passes through.
+
+    Args:
+        command: script and arguments, or "-m", module and arguments.
+        processes: how many, 1 or more.
+
+    Raises:
+        ClipdistillError: a process failed; the text names its rank and exit code, which is also the error's.
+    """
+    if processes == 1:
+        code = subprocess.run([sys.executable, *command], check=False).returncode
+        if code:
+            _fail(command, 0, 1, code)
+        return
+    _launch_several(command, processes)
+
+
+def _launch_several(command: list[str], processes: int) -> None:
+    from torch.distributed.elastic.multiprocessing import SignalException  # noqa: PLC0415
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError  # noqa: PLC0415
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch  # noqa: PLC0415
+
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id=str(uuid.uuid4()),
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        local_addr="localhost",
+        max_restarts=0,
+    )
+    # The launcher replaces the handlers of these signals and does not put them back.
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    try:
+        elastic_launch(config, sys.executable)(*command)
+    except ChildFailedError as error:
+        failed, failure = error.get_first_failure()
+        _fail(command, failed, processes, failure.exitcode)
+    except SignalException as error:
+        if error.sigval == signal.SIGINT:
+            raise KeyboardInterrupt from None
+        sys.exit(128 + error.sigval)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def _fail(command: list[str], failed: int, processes: int, code: int) -> NoReturn:
+    how = f"exit code {code}" if code > 0 else f"signal {signal.Signals(-code).name}"
+    error = ClipdistillError(
+        f"process {failed} of {processes} (rank from 0) of `{' '.join(command)}` ended with {how}; "
+        "its own message stands above"
+    )
+    error.exit_code = code if code > 0 else 128 - code
+    raise error
+
+
+@contextmanager
+def process_group(device: torch.device) -> Iterator[None]:
+    """Connect the processes for the time of a `with` block; nothing to do for a single one.
+
+    Args:
+        device: where this process computes: gloo carries tensors on CPUs, NCCL those on GPUs.
+    """
+    if world_size() == 1:
+        yield
+        return
+    import torch.distributed as dist  # noqa: PLC0415
+
+    if device.type == "cuda":
+        import torch  # noqa: PLC0415
+
+        torch.cuda.set_device(device)
+        dist.init_process_group("cpu:gloo,cuda:nccl", device_id=device)
+    else:
+        dist.init_process_group("gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def barrier() -> None:
+    """Wait until every process is here; nothing to do for a single one."""
+    if world_size() > 1:
+        import torch.distributed as dist  # noqa: PLC0415
+
+        dist.barrier()
+
+
+@contextmanager
+def first_rank_first() -> Iterator[None]:
+    """Let rank 0 run a block before the others do, so that a file is fetched once and then found."""
+    if rank() != 0:
+        barrier()
+    yield
+    if rank() == 0:
+        barrier()
+
+
+def slice_of(rows: int) -> tuple[int, int]:
+    """This process's share of `rows` rows: equal runs in rank order, the last ones shorter or empty.
+
+    Returns:
+        First row, and the row after the last.
+    """
+    size = -(-rows // world_size())
+    start = min(rank() * size, rows)
+    return start, min(start + size, rows)
+
+
+def gather_rows(part: torch.Tensor, rows: int) -> torch.Tensor:
+    """Put the processes' shares together, in row order; every process gets the whole.
+
+    Args:
+        part: this process's rows `slice_of(rows)`, [n, ...], on the CPU.
+        rows: of the whole.
+
+    Returns:
+        [rows, ...], on the CPU. No row is doubled, whatever the number of processes.
+    """
+    world = world_size()
+    if world == 1:
+        return part
+    import torch  # noqa: PLC0415
+    import torch.distributed as dist  # noqa: PLC0415
+
+    size = -(-rows // world)
+    padded = part.new_zeros((size, *part.shape[1:]))
+    padded[: len(part)] = part
+    whole = part.new_empty((world * size, *part.shape[1:]))
+    dist.all_gather(list(torch.split(whole, size)), padded)
+    return whole[:rows]

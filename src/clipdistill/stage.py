@@ -1,0 +1,92 @@
+"""What every stage script shares: its log, its exit code, and the arrangement of the artifacts' paths."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from clipdistill import distributed
+from clipdistill.errors import ClipdistillError
+
+SPLITS = ("train", "val")
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a stage: log to stderr; for a problem that a person can mend, its text alone and its exit code."""
+    level = logging.INFO if distributed.rank() == 0 else logging.WARNING
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("clipdistill").setLevel(level)
+    try:
+        main()
+    except ClipdistillError as error:
+        sys.exit(_report(error))
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; the same command goes on where it was\n")
+        sys.exit(130)
+
+
+def _report(error: ClipdistillError) -> int:
+    sys.stderr.write(f"error: {error}\n")
+    return error.exit_code
+
+
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """Where the artifacts of a data set lie (docs/design.md has the table).
+
+    Attributes:
+        dataset: `dataset.name`.
+    """
+
+    dataset: str
+
+    @property
+    def data(self) -> Path:
+        """Folder of the image tables, the ground truth and the class list."""
+        return Path("data") / self.dataset
+
+    @property
+    def cache(self) -> Path:
+        """Folder of everything that is derived."""
+        return Path("cache") / self.dataset
+
+    @property
+    def classes(self) -> Path:
+        """Class list."""
+        return self.data / "classes.yaml"
+
+    @property
+    def text(self) -> Path:
+        """Text embeddings."""
+        return self.cache / "text.zarr"
+
+    def table(self, split: str) -> Path:
+        """Image table of a split."""
+        return self.data / split / "images.parquet"
+
+    def ground_truth(self, split: str) -> Path:
+        """Ground truth of a split."""
+        return self.data / split / "labels.zarr"
+
+    def embeddings(self, split: str, kind: str) -> Path:
+        """Embeddings of a split's views."""
+        return self.cache / split / f"{kind}.zarr"
+
+    def similarity(self, split: str) -> Path:
+        """Cosines of a split."""
+        return self.cache / split / "similarity.zarr"
+
+    def labels(self, method: str) -> Path:
+        """First labels of the training split."""
+        return self.cache / "train" / "labels" / f"{method}.zarr"
+
+    def model(self, method: str) -> Path:
+        """Folder of a trained student."""
+        return self.cache / "models" / method
+
+    def predictions(self, method: str) -> Path:
+        """Scores of a method on the evaluation split."""
+        return self.cache / "val" / "predictions" / f"{method}.zarr"

@@ -1,0 +1,96 @@
+"""The state of a training run, written after every epoch: a killed run goes on from the last one.
+
+Tensors and plain values alone: it is read without pickle's powers.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from clipdistill.errors import ArtifactError
+from clipdistill.store import write_atomically
+
+FILE = "checkpoint.pt"
+
+Labels = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Everything that the rest of the run depends on.
+
+    Attributes:
+        epoch: finished ones.
+        student: its `state_dict`.
+        optimiser: its `state_dict`.
+        labels: float32 [N, C], after the last refinement.
+        curves: one row an epoch.
+    """
+
+    epoch: int
+    student: dict[str, Any]
+    optimiser: dict[str, Any]
+    labels: Tensor
+    curves: list[dict[str, float]]
+
+    def write(self, folder: Path) -> None:
+        """Replace the folder's checkpoint.
+
+        Raises:
+            ArtifactError: the disk refuses; the one before is still whole.
+        """
+        buffer = io.BytesIO()
+        torch.save({field: getattr(self, field) for field in self.__slots__}, buffer)
+        write_atomically(folder / FILE, buffer.getvalue())
+
+    @classmethod
+    def read(cls, folder: Path) -> Checkpoint | None:
+        """Read the folder's checkpoint, onto the CPU; None without one.
+
+        Raises:
+            ArtifactError: it is damaged.
+        """
+        path = folder / FILE
+        if not path.exists():
+            return None
+        try:
+            return cls(**torch.load(path, map_location="cpu", weights_only=True))
+        except (OSError, EOFError, RuntimeError, TypeError, pickle.UnpicklingError) as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise ArtifactError(f"{path} is damaged ({reason}): remove {folder} and train again") from None
+
+
+def write_labels(folder: Path, epoch: int, labels: Labels) -> None:
+    """Keep the labels [N, C] as they are after an epoch (0: before the first)."""
+    buffer = io.BytesIO()
+    np.save(buffer, labels, allow_pickle=False)
+    write_atomically(_labels_file(folder, epoch), buffer.getvalue())
+
+
+def read_labels(folder: Path, epochs: list[int]) -> Labels:
+    """Labels after each of some epochs, [U, N, C].
+
+    Raises:
+        ArtifactError: a file is missing or damaged.
+    """
+    states = []
+    for epoch in epochs:
+        path = _labels_file(folder, epoch)
+        try:
+            states.append(np.load(path, allow_pickle=False))
+        except (OSError, ValueError, EOFError) as error:
+            raise ArtifactError(f"{path} cannot be read ({error}): remove {folder} and train again") from None
+    return np.stack(states)
+
+
+def _labels_file(folder: Path, epoch: int) -> Path:
+    return folder / "labels" / f"{epoch:05d}.npy"

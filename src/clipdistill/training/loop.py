@@ -1,0 +1,244 @@
+"""The training loop: one for all methods, in one process or in several, taken up again where it was killed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from clipdistill import distributed
+from clipdistill.errors import ClipdistillError
+from clipdistill.evaluation.metrics import mean_average_precision
+from clipdistill.students import classifier, preprocessing
+from clipdistill.training import checkpoint, optimise
+from clipdistill.training.augment import Augmentation, draw
+from clipdistill.training.checkpoint import Checkpoint
+from clipdistill.training.curves import Curves
+from clipdistill.training.data import ImageSource, epoch_batches
+from clipdistill.training.predict import autocast, predict
+from clipdistill.training.progress import TrainingProgress
+from clipdistill.training.synchronised_norm import synchronise
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from clipdistill.datasets.table import ImageTable, Labels
+    from clipdistill.params import RecipeParams, StudentParams
+    from clipdistill.training.supervision import Supervision
+
+# Steps between looks at the loss: a look waits for the GPU.
+_LOOK_EVERY = 16
+
+_STREAM = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Truth:
+    """Ground truth for the curves. Nothing that is learnt or chosen depends on it.
+
+    Attributes:
+        train: int8 [N, C], of the training images; None: no such curve.
+        val_table: M other images; None: no such curve.
+        val: int8 [M, C], theirs.
+    """
+
+    train: Labels | None = None
+    val_table: ImageTable | None = None
+    val: Labels | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Where a run computes.
+
+    Attributes:
+        device: of this process.
+        dtype: of the matrix products.
+        workers: decoding threads.
+        batch_size: images of a pass without gradients; None: by default.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    workers: int
+    batch_size: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What is to be learnt.
+
+    Attributes:
+        table: N images.
+        labels: float32 [N, C], in [0, 1].
+        student: the network.
+        recipe: its training.
+        supervision: the method.
+        truth: for the curves.
+    """
+
+    table: ImageTable
+    labels: Tensor
+    student: StudentParams
+    recipe: RecipeParams
+    supervision: Supervision
+    truth: Truth
+
+
+class Trainer:
+    """A run: its network, optimiser and labels, from the last checkpoint or from the start.
+
+    Args:
+        task: what is to be learnt.
+        machine: where.
+        folder: of the checkpoint and of the labels' states.
+        curves: folder of the curves; None: none are written.
+    """
+
+    def __init__(self, task: Task, machine: Machine, folder: Path, curves: Path | None) -> None:
+        self._task, self._machine, self._folder = task, machine, folder
+        with distributed.first_rank_first():
+            self.student = classifier.build(task.student, task.labels.shape[1], task.recipe.seed)
+        self._network = self._placed()
+        self._rule = optimise.optimiser(self.student, task.recipe)
+        self._labels = task.labels
+        self._done, rows = 0, []
+        if state := Checkpoint.read(folder):
+            self.student.load_state_dict(state.student)
+            self._rule.load_state_dict(state.optimiser)
+            self._labels, self._done, rows = state.labels, state.epoch, state.curves
+        elif distributed.rank() == 0:
+            checkpoint.write_labels(folder, 0, self._labels.numpy())
+        # Nobody may write the first checkpoint before everybody has seen that there was none.
+        distributed.barrier()
+        self._curves = Curves(curves if distributed.rank() == 0 else None, rows)
+
+    def _placed(self) -> nn.Module:
+        device = self._machine.device
+        self.student.to(device=device).to(memory_format=torch.channels_last)
+        if distributed.world_size() == 1:
+            return self.student
+        synchronise(self.student, device)
+        return DistributedDataParallel(
+            self.student, device_ids=[device] if device.type == "cuda" else None, broadcast_buffers=False
+        )
+
+    @cached_property
+    def _images(self) -> ImageSource:
+        return self._source(self._task.table)
+
+    @cached_property
+    def _val_images(self) -> ImageSource | None:
+        table = self._task.truth.val_table
+        return None if table is None else self._source(table)
+
+    def _source(self, table: ImageTable) -> ImageSource:
+        return ImageSource(table, self._task.student.image_size, self._task.recipe.image_cache, self._machine.workers)
+
+    def run(self) -> None:
+        """Train through the last epoch.
+
+        Raises:
+            ClipdistillError: the loss or the scores are no longer finite.
+        """
+        epochs, images = self._task.recipe.epochs, len(self._task.table)
+        with TrainingProgress(epochs, self._done, images, distributed.rank() == 0) as progress:
+            for epoch in range(self._done + 1, epochs + 1):
+                row = self._learn(epoch, progress)
+                row |= self._refine(epoch)
+                row |= self._compare()
+                if distributed.rank() == 0:
+                    self._curves.add(row)
+                    self._save(epoch)
+                progress.epoch(epoch, row)
+        self._curves.close()
+
+    def _learn(self, epoch: int, progress: TrainingProgress) -> dict[str, float]:
+        """One pass over the images: the student learns, the labels stay."""
+        recipe, rank, world = self._task.recipe, distributed.rank(), distributed.world_size()
+        images, device = len(self._task.table), self._machine.device
+        batches = epoch_batches(images, recipe.batch_size, recipe.seed, epoch, smallest=max(2, world))
+        shares = [batch[rank::world] for batch in batches]
+        self._augmentation = Augmentation(recipe.flip, recipe.min_scale, recipe.jitter)
+        self._draws, labels = draw(images, recipe.seed, epoch).to(device), self._labels.to(device)
+        _seed_dropout(recipe.seed, epoch, rank)
+        self._network.train()
+        losses: list[Tensor] = []
+        for step, pixels in enumerate(self._images.batches(shares)):
+            done = (epoch - 1) * len(batches) + step
+            factor = optimise.rate_factor(recipe.schedule, done, recipe.epochs * len(batches))
+            rate = optimise.set_rate(self._rule, factor)
+            weight = len(shares[step]) * world / len(batches[step])
+            losses.append(self._step(torch.from_numpy(shares[step]).to(device), pixels, labels, weight))
+            if step % _LOOK_EVERY == _LOOK_EVERY - 1 or step == len(batches) - 1:
+                _require_finite(losses, epoch, len(batches))
+            progress.advance(len(batches[step]))
+        sizes = torch.tensor([len(share) for share in shares], device=device)
+        total = (torch.stack(losses) * sizes).sum().double().cpu()[None]
+        loss = float(distributed.gather_rows(total, world).sum()) / images
+        return {"loss": loss, "learning_rate": rate}
+
+    def _step(self, rows: Tensor, pixels: Tensor, labels: Tensor, weight: float) -> Tensor:
+        """One update; returns the mean loss of this process's images, before the update."""
+        pixels = pixels.to(self._machine.device, non_blocking=True)
+        images = preprocessing.normalise(self._augmentation(pixels, self._draws[rows]))
+        with autocast(self._machine.device, self._machine.dtype):
+            logits, _ = self._network(images)
+        loss = self._task.supervision.loss(labels[rows], logits)
+        self._rule.zero_grad()
+        # The processes' gradients are averaged: the weight makes that the mean over the whole batch.
+        (loss * weight).backward()  # type: ignore[no-untyped-call]
+        self._rule.step()
+        return loss.detach()
+
+    def _refine(self, epoch: int) -> dict[str, float]:
+        """One clean pass over the images: the labels move, the student stays."""
+        if not self._task.supervision.due(epoch):
+            return {}
+        scores = self._predict(self._images)
+        if not bool(torch.isfinite(scores).all()):
+            raise ClipdistillError(f"epoch {epoch}: the student's scores are not finite; {_CURE}")
+        before, self._labels = self._labels, self._task.supervision.refine(self._labels, scores)
+        if distributed.rank() == 0:
+            checkpoint.write_labels(self._folder, epoch, self._labels.numpy())
+        return {"label_change": float((self._labels - before).abs().mean())}
+
+    def _compare(self) -> dict[str, float]:
+        """Numbers for the curves alone."""
+        truth, row = self._task.truth, {"labels_above_half": float((self._labels > 0.5).float().mean())}
+        if truth.train is not None:
+            row["label_map"] = mean_average_precision(self._labels.numpy(), truth.train)[0]
+        if truth.val is not None and self._val_images is not None:
+            row["val_map"] = mean_average_precision(self._predict(self._val_images).numpy(), truth.val)[0]
+        return row
+
+    def _predict(self, images: ImageSource) -> Tensor:
+        head, machine = self._task.supervision.head, self._machine
+        return predict(self.student, images, head, machine.dtype, machine.batch_size)
+
+    def _save(self, epoch: int) -> None:
+        state = Checkpoint(epoch, self.student.state_dict(), self._rule.state_dict(), self._labels, self._curves.rows)
+        state.write(self._folder)
+
+
+_CURE = "lower train.recipe.learning_rate, or set train.recipe.precision to fp32; nothing was written"
+
+
+def _require_finite(losses: list[Tensor], epoch: int, steps: int) -> None:
+    window = torch.stack(losses[-_LOOK_EVERY:]).isfinite()
+    if not bool(window.all()):
+        step = len(losses) - len(window) + int((~window).nonzero()[0, 0]) + 1
+        raise ClipdistillError(
+            f"the loss is {losses[step - 1].item()} in epoch {epoch}, step {step} of {steps}; {_CURE}"
+        )
+
+
+def _seed_dropout(seed: int, epoch: int, rank: int) -> None:
+    """Seed what the network itself draws, so that a resumed run draws the same."""
+    state = np.random.SeedSequence([seed, epoch, rank, _STREAM]).generate_state(1, np.uint64)
+    torch.manual_seed(int(state[0]))

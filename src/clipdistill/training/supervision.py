@@ -1,0 +1,56 @@
+"""What a method adds to the training loop: its loss, and what becomes of the labels after an epoch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+from clipdistill.methods import cdul
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from clipdistill.students.classifier import Head
+
+
+class Supervision(Protocol):
+    """A method, as the loop sees it."""
+
+    @property
+    def head(self) -> Head:
+        """How logits become scores."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Name and parameters, JSON values."""
+
+    def loss(self, labels: Tensor, logits: Tensor) -> Tensor:
+        """Mean loss of a batch, from labels [B, C] in [0, 1] and logits [B, C]."""
+
+    def due(self, epoch: int) -> bool:
+        """Whether the labels change after this epoch (from 1)."""
+
+    def refine(self, labels: Tensor, scores: Tensor) -> Tensor:
+        """New labels [N, C] from the present ones and the student's scores of the same images."""
+
+
+class FixedLabels:
+    """Soft labels that stay as they are, learnt with a sigmoid head."""
+
+    head: Head = "sigmoid"
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Name and parameters."""
+        return {"labels": "fixed"}
+
+    def loss(self, labels: Tensor, logits: Tensor) -> Tensor:
+        """Bernoulli KL(label || prediction): binary cross-entropy less a constant."""
+        return cdul.bernoulli_kl(labels, logits)
+
+    def due(self, epoch: int) -> bool:  # noqa: ARG002 - the loop asks every method
+        """Never."""
+        return False
+
+    def refine(self, labels: Tensor, scores: Tensor) -> Tensor:  # noqa: ARG002
+        """The same labels."""
+        return labels

@@ -1,0 +1,175 @@
+"""Train a student from a split's images and soft labels, and write it with what belongs to it."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from clipdistill import distributed, store
+from clipdistill.errors import ArtifactError, DataError, ParamsError
+from clipdistill.students import model_folder
+from clipdistill.training import checkpoint
+from clipdistill.training.loop import Machine, Task, Trainer, Truth
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from clipdistill.datasets.table import ImageTable
+    from clipdistill.params import RecipeParams, StudentParams
+    from clipdistill.students.classifier import Student
+    from clipdistill.training.supervision import Supervision
+
+SoftLabels = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """Where the results go.
+
+    Attributes:
+        model: folder of the student.
+        labels: artifact of the labels' states: `labels` float32 [U + 1, N, C], the first ones and those after each
+            refinement, and `epoch` int64 [U + 1]; None: not written.
+        curves: folder of the curves; None: not written.
+    """
+
+    model: Path
+    labels: Path | None = None
+    curves: Path | None = None
+
+
+def train_student(
+    table: ImageTable,
+    labels: SoftLabels,
+    classes: list[str],
+    *,
+    student: StudentParams,
+    recipe: RecipeParams,
+    supervision: Supervision,
+    outputs: Outputs,
+    truth: Truth | None = None,
+    stage: str = "train",
+    compute: distributed.Compute | None = None,
+) -> None:
+    """Train a student and write it.
+
+    Under torchrun all processes call this together; rank 0 writes. A run that was killed goes on after its last
+    finished epoch when it is called with the same arguments, and ends in the same bytes (on a CPU, with the same
+    number of threads and processes).
+
+    Args:
+        table: N images.
+        labels: float32 [N, C], first soft labels, in [0, 1].
+        classes: C names.
+        student: the network.
+        recipe: its training.
+        supervision: the method: `FixedLabels()` or `GradientAlignment(params)`.
+        outputs: where the results go.
+        truth: ground truth for the curves; it changes no byte of the student or of the labels.
+        stage: name of the work folder below `store.work_root()`.
+        compute: device, threads; None: as `Compute.load` has them.
+
+    Raises:
+        ParamsError: the batch is too small for the network or the processes, or a parameter cannot be had.
+        DataError: too few images.
+        ArtifactError: the labels are not [N, C] in [0, 1], weights do not fit, or the disk refuses.
+        ClipdistillError: the loss is no longer finite.
+    """
+    compute = compute or distributed.Compute.load()
+    device = compute.torch_device()
+    torch.set_num_threads(compute.thread_count())
+    torch.backends.cudnn.deterministic = True
+    dtype = distributed.resolve_precision(recipe.precision, device)
+    machine = Machine(device, dtype, compute.worker_count(), compute.batch_size)
+    _check_labels(labels, len(table), len(classes))
+    _check_batches(len(table), recipe.batch_size)
+    truth = truth or Truth()
+    task = Task(table, torch.from_numpy(labels), student, recipe, supervision, truth)
+    provenance = _provenance(task, dtype)
+    identity = [provenance, classes, _truth_identity(truth), device.type]
+    folder = store.work_root() / stage / store.fingerprint(identity)[:32]
+    with distributed.process_group(device):
+        trainer = Trainer(task, machine, folder, outputs.curves)
+        _check_normalisation(trainer.student, recipe.batch_size)
+        trainer.run()
+        if distributed.rank() == 0:
+            _write(trainer.student, task, classes, provenance, outputs, folder)
+        distributed.barrier()
+
+
+def _write(
+    student: Student,
+    task: Task,
+    classes: list[str],
+    provenance: dict[str, Any],
+    outputs: Outputs,
+    folder: Path,
+) -> None:
+    if outputs.labels is not None:
+        epochs = [0, *(epoch for epoch in range(1, task.recipe.epochs + 1) if task.supervision.due(epoch))]
+        arrays: dict[str, store.Array] = {
+            "labels": checkpoint.read_labels(folder, epochs),
+            "epoch": np.array(epochs, dtype=np.int64),
+        }
+        store.write_group(outputs.labels, arrays, {"classes": classes, **provenance})
+    card = model_folder.Card.of(student, task.student, task.supervision.head, classes, provenance)
+    model_folder.save(outputs.model, student, card)
+    shutil.rmtree(folder)
+
+
+def _provenance(task: Task, dtype: torch.dtype) -> dict[str, Any]:
+    return {
+        "table": task.table.fingerprint,
+        "first_labels": hashlib.sha256(task.labels.numpy().tobytes()).hexdigest(),
+        "supervision": task.supervision.identity,
+        "student": task.student.model_dump(),
+        "recipe": task.recipe.model_dump(),
+        "arithmetic": str(dtype).removeprefix("torch."),
+    }
+
+
+def _truth_identity(truth: Truth) -> list[str | None]:
+    """What the curves depend on: a checkpoint holds rows of them, and must not mix two truths."""
+    return [
+        None if truth.train is None else hashlib.sha256(truth.train.tobytes()).hexdigest(),
+        None if truth.val is None else hashlib.sha256(truth.val.tobytes()).hexdigest(),
+        None if truth.val_table is None else truth.val_table.fingerprint,
+    ]
+
+
+def _check_labels(labels: SoftLabels, images: int, classes: int) -> None:
+    if labels.shape != (images, classes) or labels.dtype != np.float32:
+        raise ArtifactError(
+            f"labels must be float32 [{images}, {classes}], one row an image and one column a class, but are "
+            f"{labels.dtype} {list(labels.shape)}: run `dvc repro` to make them from this image table"
+        )
+    # Written so that NaN counts as outside.
+    outside = ~((labels >= 0) & (labels <= 1))
+    if outside.any():
+        row, column = np.argwhere(outside)[0]
+        raise ArtifactError(f"labels must lie in [0, 1]; row {row}, column {column} is {labels[row, column]}")
+
+
+def _check_batches(images: int, batch_size: int) -> None:
+    world = distributed.world_size()
+    if images < max(2, world):
+        raise DataError(f"training needs at least {max(2, world)} images (2, and 1 a process), found {images}")
+    if batch_size < world:
+        raise ParamsError(
+            f"train.recipe.batch_size: {batch_size} images an update cannot be shared by {world} processes"
+        )
+
+
+def _check_normalisation(student: Student, batch_size: int) -> None:
+    normalised = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in student.modules())
+    if normalised and batch_size < 2:
+        raise ParamsError(
+            "train.recipe.batch_size: a backbone with batch normalisation needs at least 2 images an update, found 1"
+        )

@@ -1,0 +1,24 @@
+"""Stage predict_teacher@METHOD: cosines of the evaluation split to scores; METHOD is teacher or teacher_views."""
+
+import sys
+
+from clipdistill import params, stage, store
+from clipdistill.datasets.table import ImageTable
+from clipdistill.training import pseudo_label
+
+
+def main() -> None:
+    """Read similarity.zarr; write predictions/<method>.zarr."""
+    method = sys.argv[1]
+    settings = params.load()
+    paths = stage.Paths(settings.dataset.name)
+    table = ImageTable.load(paths.table("val"))
+    similarity = store.read_group(paths.similarity("val"), {"table": table.fingerprint})
+    scores = pseudo_label.first_labels(similarity, settings.pseudo_label)
+    chosen = scores.whole if method == "teacher" else scores.final
+    provenance = {"table": table.fingerprint, "method": method, **settings.pseudo_label.model_dump()}
+    store.write_group(paths.predictions(method), {"scores": chosen.numpy()}, provenance)
+
+
+if __name__ == "__main__":
+    stage.run(main)

@@ -1,0 +1,127 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from clipdistill import store
+from clipdistill.clip import embed, teacher, views
+from clipdistill.clip.preprocessing import ViewTransform, normalise
+from clipdistill.datasets.images import UnreadableImageError
+from clipdistill.datasets.table import ImageTable
+from clipdistill.errors import TeacherError
+from clipdistill.params import ClipParams, SnippetViewParams
+
+BATCH = 16
+
+
+@pytest.fixture
+def tiny(tiny_weights: Path) -> teacher.Teacher:
+    return teacher.load(ClipParams(), tiny_weights.parent)
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(embed, "_MIN_ROWS", 64)
+    monkeypatch.setattr(embed, "_ROW_UNIT", 16)
+    monkeypatch.setenv(store.WORK_ROOT_VARIABLE, str(tmp_path / "work"))
+    torch.set_num_threads(1)
+
+
+def run(
+    stage: str,
+    tiny: teacher.Teacher,
+    table: ImageTable,
+    boxes: views.ViewTable,
+    order: list[list[int]],
+    out: Path,
+) -> store.Group:
+    """Fill shards in the given order, a new process's objects for each list, and seal."""
+    for shards in order:
+        work = embed.prepare(stage, tiny, table, boxes, {"kind": "test"})
+        source = embed.ViewSource(table, boxes, ViewTransform(tiny.preprocessing, "squash"), threads=2)
+        encoder = embed.ImageEncoder(tiny, "fp32", torch.device("cpu"))
+        embed.fill(work, shards, source, encoder, BATCH, lambda _count: None)
+    work.seal(out)
+    return store.read_group(out, {"table": table.fingerprint})
+
+
+def test_bytes_do_not_depend_on_order_or_number_of_processes(
+    tiny: teacher.Teacher, photos: ImageTable, tmp_path: Path
+) -> None:
+    boxes = views.snippets(photos, SnippetViewParams(grid=2))
+    assert embed.prepare("count", tiny, photos, boxes, {}).shards == 4
+    run("a", tiny, photos, boxes, [[0, 1, 2, 3]], tmp_path / "a.zarr")
+    run("b", tiny, photos, boxes, [[3, 1], [2], [0]], tmp_path / "b.zarr")
+    manifests = [(tmp_path / name / store.MANIFEST).read_bytes() for name in ("a.zarr", "b.zarr")]
+    assert manifests[0] == manifests[1]
+
+
+def test_ragged_views_equal_one_view_at_a_time(tiny: teacher.Teacher, photos: ImageTable, tmp_path: Path) -> None:
+    boxes = views.snippets(photos, SnippetViewParams(tile=23))
+    assert boxes.uniform_count is None
+    work = embed.prepare("ragged", tiny, photos, boxes, {})
+    group = run("ragged", tiny, photos, boxes, [list(range(work.shards))], tmp_path / "out.zarr")
+    found = group.read("embedding").astype(np.float32)
+    np.testing.assert_array_equal(group.read("box"), boxes.box)
+    np.testing.assert_array_equal(group.read("offset"), boxes.offset)
+    transform = ViewTransform(tiny.preprocessing, "squash")
+    for row in (0, 5, 64, len(boxes) - 1):
+        image = int(np.searchsorted(boxes.offset, row, side="right")) - 1
+        pixels = torch.from_numpy(transform(photos.open(image), boxes.box[row : row + 1]))
+        with torch.inference_mode():
+            alone = F.normalize(tiny.model.encode_image(normalise(pixels, tiny.preprocessing)), dim=-1)
+        np.testing.assert_allclose(found[row], alone[0].numpy(), atol=2e-3)
+
+
+def test_every_image_is_decoded_once(
+    tiny: teacher.Teacher, photos: ImageTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[int] = []
+    real = ImageTable.open
+
+    def counting(self: ImageTable, row: int) -> object:
+        opened.append(row)
+        return real(self, row)
+
+    monkeypatch.setattr(ImageTable, "open", counting)
+    boxes = views.snippets(photos, SnippetViewParams(grid=2))
+    run("once", tiny, photos, boxes, [[0, 1, 2, 3]], tmp_path / "out.zarr")
+    assert sorted(opened) == list(range(60))
+
+
+def test_bf16_stays_close_to_fp32(tiny: teacher.Teacher, tiny_weights: Path) -> None:
+    pixels = torch.randint(0, 256, (32, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    exact = embed.ImageEncoder(tiny, "fp32", torch.device("cpu"))(pixels).astype(np.float32)
+    fast = embed.ImageEncoder(teacher.load(ClipParams(), tiny_weights.parent), "bf16", torch.device("cpu"))(pixels)
+    assert (exact * fast.astype(np.float32)).sum(axis=1).min() > 0.999
+
+
+def test_nan_from_the_encoder_is_refused_with_advice(tiny: teacher.Teacher) -> None:
+    encoder = embed.ImageEncoder(tiny, "fp16", torch.device("cpu"))
+    with torch.no_grad():
+        tiny.model.visual.head.proj.weight.fill_(float("inf"))
+    with pytest.raises(TeacherError, match="NaN or infinity in fp16: use bf16"):
+        encoder(torch.zeros(2, 3, 64, 64, dtype=torch.uint8))
+
+
+def test_an_image_that_changed_since_the_table_is_noticed(
+    tiny: teacher.Teacher, photos: ImageTable, tmp_path: Path
+) -> None:
+    changed = photos.root / photos.paths[7]
+    changed.write_bytes(changed.read_bytes() + b"more")
+    with pytest.raises(UnreadableImageError, match=r"007\.png: its bytes have changed"):
+        run("changed", tiny, photos, views.whole(photos), [[0]], tmp_path / "out.zarr")
+    assert not (tmp_path / "out.zarr").exists()
+
+
+@pytest.mark.parametrize("count", [1, 100, 5_717, 740_000, 60_000_000])
+@pytest.mark.parametrize("per_image", [1, 9, 64])
+def test_shards_are_few_and_whole(monkeypatch: pytest.MonkeyPatch, count: int, per_image: int) -> None:
+    monkeypatch.undo()
+    images = -(-count // per_image)
+    boxes = views.ViewTable(np.zeros((images * per_image, 0), np.float32), np.arange(images + 1) * per_image)
+    rows = embed.shard_rows(boxes)
+    assert rows % (64 * per_image) == 0
+    assert len(boxes) / rows <= 64 or rows >= 262_144

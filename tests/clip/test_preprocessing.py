@@ -1,0 +1,71 @@
+import numpy as np
+import open_clip
+import pytest
+import torch
+from open_clip.transform import image_transform
+from PIL import Image
+
+from clipdistill.clip.preprocessing import ViewTransform, normalise
+from clipdistill.clip.teacher import Preprocessing
+
+SIZES = [(500, 375), (375, 500), (64, 64), (63, 200), (1, 1), (640, 33), (223, 224)]
+
+
+def photo(size: tuple[int, int]) -> Image.Image:
+    width, height = size
+    noise = np.random.default_rng(width * 1000 + height).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(noise)
+
+
+def preprocessing(mode: str = "shortest", interpolation: str = "bicubic", size: int = 224) -> Preprocessing:
+    constants = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
+    return Preprocessing(size, *constants, interpolation, mode)
+
+
+def whole(image: Image.Image) -> np.ndarray:
+    return np.array([[0, 0, image.width, image.height]], dtype=np.float32)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("mode", ["shortest", "squash", "longest"])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_global_view_equals_open_clips_transform(size: tuple[int, int], mode: str, interpolation: str) -> None:
+    image = photo(size)
+    config = preprocessing(mode, interpolation)
+    reference = image_transform(
+        config.size,
+        is_train=False,
+        mean=config.mean,
+        std=config.std,
+        resize_mode=mode,
+        interpolation=interpolation,
+    )(image)
+    ours = ViewTransform(config, "open_clip")(image, whole(image))
+    assert torch.equal(normalise(torch.from_numpy(ours), config)[0], reference)
+
+
+def test_squash_keeps_the_sides_that_a_centre_crop_loses() -> None:
+    image = Image.new("RGB", (400, 100))
+    image.paste((255, 0, 0), (0, 0, 40, 100))
+    kept = ViewTransform(preprocessing(), "squash")(image, whole(image))
+    lost = ViewTransform(preprocessing(), "open_clip")(image, whole(image))
+    assert kept[0, 0].max() == 255
+    assert lost[0, 0].max() == 0
+
+
+def test_a_box_is_cut_before_it_is_resized() -> None:
+    image = Image.new("RGB", (90, 90))
+    image.paste((0, 255, 0), (30, 30, 60, 60))
+    pixels = ViewTransform(preprocessing(size=32), "squash")(image, np.array([[30, 30, 60, 60]], np.float32))
+    assert pixels.shape == (1, 3, 32, 32)
+    assert (pixels[0, 1] == 255).all()
+    assert (pixels[0, 0] == 0).all()
+
+
+def test_fractional_and_outside_boxes_are_widened_and_kept_in_the_image() -> None:
+    image = photo((20, 10))
+    pixels = ViewTransform(preprocessing(size=16), "squash")
+    np.testing.assert_array_equal(
+        pixels(image, np.array([[2.4, -3.0, 9.1, 30.0]], np.float32)),
+        pixels(image, np.array([[2, 0, 10, 10]], np.float32)),
+    )

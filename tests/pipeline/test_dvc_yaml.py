@@ -1,0 +1,94 @@
+"""dvc.yaml against the code: every stage depends on the very modules it imports, and on the parameters that exist."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+sys.path.insert(0, str(Path(__file__).parent))
+from import_graph import PACKAGE, ROOT, imports_of, modules_of
+
+from clipdistill import params
+
+FILES = ["dvc.yaml", "stages/scenes/dvc.yaml"]
+ROOMS = ["cli", "training", "clip", "students", "datasets", "evaluation", "methods"]
+FOUNDATION = ["stage", "store", "distributed", "params", "errors", "__init__"]
+
+
+def stages() -> Iterator[tuple[str, dict[str, object]]]:
+    for file in FILES:
+        for name, stage in yaml.safe_load((ROOT / file).read_text())["stages"].items():
+            yield f"{file}:{name}", stage.get("do", stage)
+
+
+STAGES = dict(stages())
+
+
+def script_of(stage: dict[str, object]) -> Path:
+    words = str(stage["cmd"]).split()
+    assert words[0] == "stages/run"
+    return ROOT / "stages" / f"{words[1]}.py"
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_depends_on_the_modules_it_imports(name: str) -> None:
+    stage = STAGES[name]
+    declared = {dep for dep in stage["deps"] if str(dep).endswith(".py")}
+    assert declared == modules_of(script_of(stage)), "set these as the stage's deps in dvc.yaml"
+
+
+def _keys(model: type, prefix: str = "") -> set[str]:
+    found = set()
+    for name, field in model.model_fields.items():
+        key = f"{prefix}{field.alias or name}"
+        found.add(key)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, params.Section):
+            found |= _keys(field.annotation, f"{key}.")
+    return found
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_tracked_parameters_exist(name: str) -> None:
+    tracked = {str(key).replace("${key}", "global") for key in STAGES[name].get("params", [])}
+    tracked = {key for key in tracked if "${" not in key}
+    assert tracked <= _keys(params.Params)
+
+
+def test_params_yaml_states_every_parameter() -> None:
+    stated = yaml.safe_load((ROOT / "params.yaml").read_text())
+
+    def flat(tree: dict[str, object], prefix: str = "") -> set[str]:
+        keys = set()
+        for key, value in tree.items():
+            keys.add(f"{prefix}{key}")
+            if isinstance(value, dict) and f"{prefix}{key}" != "dataset.prompt_names":
+                keys |= flat(value, f"{prefix}{key}.")
+        return keys
+
+    assert flat(stated) == _keys(params.Params)
+    assert params.load(ROOT / "params.yaml")
+
+
+def test_no_two_outputs_of_dvc_are_tracked_twice() -> None:
+    outs = [str(out) for stage in STAGES.values() for out in stage.get("outs", [])]
+    assert len(outs) == len(set(outs))
+
+
+def _room(file: Path) -> int:
+    part = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    return (ROOMS + FOUNDATION).index(part)
+
+
+def test_imports_run_downward() -> None:
+
+    wrong = [
+        f"{file.relative_to(PACKAGE)} imports {target.relative_to(PACKAGE)}"
+        for file in PACKAGE.rglob("*.py")
+        for target in imports_of(file)
+        if _room(target) < _room(file)
+    ]
+    assert wrong == []
