@@ -3,6 +3,8 @@
 import sys
 from pathlib import Path
 
+import numpy as np
+
 from clipdistill import params, stage, store
 from clipdistill.datasets.table import ImageTable, read_classes, read_labels
 from clipdistill.evaluation import report
@@ -17,9 +19,13 @@ def main() -> None:
     predictions = store.read_group(paths.predictions(method), {"table": table.fingerprint})
     names = [item.name for item in read_classes(paths.classes)]
     truth = read_labels(paths.ground_truth("val"), table)
+    scores = predictions.read("scores")
+    if "untrained" in predictions.provenance:
+        # Nothing was predicted: evaluated as if nothing were known, which gives no figure at all.
+        scores, truth = np.zeros(truth.shape, dtype=np.float32), np.full_like(truth, -1)
     metrics = Path("metrics")
-    curve = metrics / "average_precision" / f"{method}.csv"
-    report.write(predictions.read("scores"), truth, names, settings.evaluate, metrics / f"{method}.json", curve)
+    per_class = metrics / "average_precision" / f"{method}.csv"
+    report.write(scores, truth, names, settings.evaluate, metrics / f"{method}.json", per_class)
 
 
 if __name__ == "__main__":

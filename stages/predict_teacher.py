@@ -16,7 +16,7 @@ def main() -> None:
     similarity = store.read_group(paths.similarity("val"), {"table": table.fingerprint})
     scores = pseudo_label.first_labels(similarity, settings.pseudo_label)
     chosen = scores.whole if method == "teacher" else scores.final
-    provenance = {"table": table.fingerprint, "method": method, **settings.pseudo_label.model_dump()}
+    provenance = {"table": table.fingerprint, **pseudo_label.scoring(method, settings.pseudo_label)}
     store.write_group(paths.predictions(method), {"scores": chosen.numpy()}, provenance)
 
 

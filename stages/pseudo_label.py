@@ -24,7 +24,7 @@ def main() -> None:
         if method == "global"
         else {"global": labels.whole, "aggregate": labels.aggregate, "final": labels.final}
     )
-    provenance = {"method": method, "similarity": similarity.provenance, **settings.pseudo_label.model_dump()}
+    provenance = {**pseudo_label.scoring(method, settings.pseudo_label), "similarity": similarity.provenance}
     pseudo_label.write_labels(paths.labels(method), list(kept.values())[-1], table.fingerprint, provenance)
     truth = read_labels(paths.ground_truth("train"), table)
     quality = pseudo_label.label_quality(kept, truth, settings.evaluate.empty_class)

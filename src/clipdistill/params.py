@@ -41,7 +41,7 @@ class DatasetParams(Section):
     )
     train: str = Field("train", min_length=1, description="the layout's own name of the training split")
     val: str = Field("val", description="the layout's own name of the evaluation split")
-    year: int = Field(2012, description="year of the release (voc: 2007, 2012; coco: 2014, 2017)")
+    year: int = Field(2012, description="voc: year of the release, 2007 or 2012")
     annotations: Literal["xml", "main"] = Field("xml", description="voc: Annotations/*.xml, or ImageSets/Main")
     difficult: Literal["negative", "positive", "ignore"] = Field(
         "negative",

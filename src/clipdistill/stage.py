@@ -11,8 +11,6 @@ from pathlib import Path
 from clipdistill import distributed
 from clipdistill.errors import ClipdistillError
 
-SPLITS = ("train", "val")
-
 
 def run(main: Callable[[], None]) -> None:
     """Run a stage: log to stderr; for a problem that a person can mend, its text alone and its exit code."""
@@ -90,3 +88,11 @@ class Paths:
     def predictions(self, method: str) -> Path:
         """Scores of a method on the evaluation split."""
         return self.cache / "val" / "predictions" / f"{method}.zarr"
+
+    def refined(self, method: str) -> Path:
+        """Labels of the training split after every refinement."""
+        return self.cache / "train" / "refined" / f"{method}.zarr"
+
+    def curves(self, method: str) -> Path:
+        """Folder of the curves of a training."""
+        return Path("metrics") / "curves" / method

@@ -1,31 +1,21 @@
-"""Stage `generate`: the data set `scenes`, and the captioned images for the tiny CLIP."""
+"""Stage generate: the data set `scenes` in the VOC layout, and the captioned images for the tiny CLIP."""
 
-from __future__ import annotations
-
-import os
-import sys
 from pathlib import Path
 
-from clipdistill import params
+from clipdistill import distributed, params, stage
 from clipdistill.datasets.scenes.captions import generate_captions
 from clipdistill.datasets.scenes.voc_layout import generate_scenes
-from clipdistill.errors import ClipdistillError
 
-SCENES = Path("data/raw/scenes")
-CAPTIONS = Path("data/raw/scenes-captions")
+RAW = Path("data/raw")
 
 
-def main() -> int:
-    """Run the stage; returns the exit status."""
-    try:
-        scenes = params.load().scenes
-        generate_scenes(scenes, SCENES, os.cpu_count())
-        generate_captions(scenes, CAPTIONS, os.cpu_count())
-    except ClipdistillError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    return 0
+def main() -> None:
+    """Read params; write data/raw/scenes and data/raw/scenes-captions."""
+    settings = params.load().scenes
+    workers = distributed.Compute.load().workers or distributed.cores()
+    generate_scenes(settings, RAW / "scenes", workers)
+    generate_captions(settings, RAW / "scenes-captions", workers)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    stage.run(main)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import tarfile
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from raw_layouts import REAL_VOC, Objects, voc_value, write_jpeg, write_text, write_voc
@@ -254,56 +252,6 @@ def test_half_a_release_says_what_to_get(tmp_path: Path) -> None:
 def test_another_year_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ParamsError, match=r"dataset\.year: .* 2007 and 2012, found 2010"):
         voc.read(params(tmp_path, year=2010))
-
-
-class TestDownload:
-    """The archives come from a local folder in place of the internet."""
-
-    @pytest.fixture
-    def archives(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-        source = tmp_path / "source"
-        parts: dict[str, dict[str, dict[str, Objects]]] = {
-            "VOCtrainval_06-Nov-2007.tar": {"trainval": {"000005": []}},
-            "VOCtest_06-Nov-2007.tar": {"test": {"000001": []}},
-        }
-        for name, splits in parts.items():
-            base = write_voc(source / name / "VOCdevkit" / "VOC2007", splits, VOC_CLASSES)
-            with tarfile.open(source / f"{name}.part", "w") as archive:
-                archive.add(base.parent, "VOCdevkit")
-        fetched = []
-
-        def fetch(url: str, root: str | Path, filename: str, md5: str) -> None:
-            fetched.append(filename)
-            if not (source / f"{filename}.part").is_file():
-                raise OSError("no route to host")
-            with tarfile.open(source / f"{filename}.part") as archive:
-                archive.extractall(root, filter="data")
-
-        monkeypatch.setattr(torchvision.datasets.voc, "download_and_extract_archive", fetch)
-        return fetched
-
-    def test_both_archives_of_2007_are_fetched_once(self, tmp_path: Path, archives: list[str]) -> None:
-        wanted = params(tmp_path / "raw", year=2007, train="trainval", val="test", download=True)
-        for _ in range(2):
-            data = voc.read(wanted)
-            assert data.splits["train"].ids == ["000005"]
-            assert data.splits["val"].ids == ["000001"]
-        assert sorted(archives) == ["VOCtest_06-Nov-2007.tar", "VOCtrainval_06-Nov-2007.tar"]
-
-    def test_only_the_missing_half_is_fetched(self, tmp_path: Path, archives: list[str]) -> None:
-        write_voc(tmp_path / "VOCdevkit" / "VOC2007", {"trainval": {"000005": []}}, VOC_CLASSES)
-        voc.read(params(tmp_path, year=2007, train="trainval", val="test", download=True))
-        assert archives == ["VOCtest_06-Nov-2007.tar"]
-
-    def test_nothing_is_fetched_unasked(self, tmp_path: Path, archives: list[str]) -> None:
-        with pytest.raises(DataError, match=r"dataset\.download: true"):
-            voc.read(params(tmp_path / "raw", year=2007, train="trainval", val="test"))
-        assert archives == []
-
-    @pytest.mark.usefixtures("archives")
-    def test_a_failed_download_says_how_to_go_on(self, tmp_path: Path) -> None:
-        with pytest.raises(DataError, match=r"VOCtrainval_11-May-2012\.tar failed \(no route to host\)"):
-            voc.read(params(tmp_path / "raw", download=True))
 
 
 @needs_real

@@ -73,11 +73,6 @@ def test_params_yaml_states_every_parameter() -> None:
     assert params.load(ROOT / "params.yaml")
 
 
-def test_no_two_outputs_of_dvc_are_tracked_twice() -> None:
-    outs = [str(out) for stage in STAGES.values() for out in stage.get("outs", [])]
-    assert len(outs) == len(set(outs))
-
-
 def _room(file: Path) -> int:
     part = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
     return (ROOMS + FOUNDATION).index(part)

@@ -15,9 +15,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from clipdistill import distributed, store
 from clipdistill.clip import embed, teacher, views
 from clipdistill.clip.preprocessing import Resize, ViewTransform
-from clipdistill.datasets.table import ImageTable
+from clipdistill.datasets.table import SPLITS, ImageTable
 from clipdistill.params import Params
-from clipdistill.stage import SPLITS, Paths
+from clipdistill.stage import Paths
 
 logger = logging.getLogger(__name__)
 

@@ -7,6 +7,7 @@ weights. It stands in the provenance of every embedding, so that those of two te
 from __future__ import annotations
 
 import hashlib
+import logging
 import pickle
 import warnings
 from collections.abc import Callable
@@ -92,7 +93,15 @@ def register_architectures() -> None:
 
 def create(name: str, quick_gelu: bool = False) -> ClipModel:
     """Build an architecture with random weights, in eval mode."""
-    return open_clip.create_model(name, pretrained=None, pretrained_text=False, force_quick_gelu=quick_gelu).eval()
+    log = logging.getLogger()
+    level = log.level
+    # open_clip warns that the weights are random; they are replaced by the caller, or meant to be.
+    log.setLevel(logging.ERROR)
+    try:
+        model = open_clip.create_model(name, pretrained=None, pretrained_text=False, force_quick_gelu=quick_gelu)
+    finally:
+        log.setLevel(level)
+    return model.eval()
 
 
 def _published(params: ClipParams) -> Teacher:
@@ -101,7 +110,7 @@ def _published(params: ClipParams) -> Teacher:
         raise TeacherError(
             f"clip.pretrained: {params.model} has no weights {params.pretrained!r}, only {', '.join(tags) or 'none'}"
         )
-    # open_clip only warns where weights trained with QuickGELU meet an architecture without it; features are then wrong.
+    # Where weights trained with QuickGELU meet an architecture without it, open_clip only warns: features are wrong.
     published = open_clip.get_pretrained_cfg(params.model, params.pretrained)
     quick_gelu = bool(published.get("quick_gelu", False)) or params.model.endswith("-quickgelu")
     try:

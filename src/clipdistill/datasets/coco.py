@@ -15,17 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from clipdistill.datasets import prompt_names
-from clipdistill.datasets.raw import (
-    SPLITS,
-    Fence,
-    Problem,
-    RawDataset,
-    RawSplit,
-    Split,
-    admit,
-    assemble,
-    read_text,
-)
+from clipdistill.datasets.raw import Fence, Problem, RawDataset, RawSplit, admit, assemble, read_text
+from clipdistill.datasets.table import SPLITS, Split
 from clipdistill.errors import DataError
 
 if TYPE_CHECKING:

@@ -14,18 +14,8 @@ import numpy as np
 
 from clipdistill.datasets import prompt_names
 from clipdistill.datasets.images import SUFFIXES
-from clipdistill.datasets.raw import (
-    SPLITS,
-    Fence,
-    Problem,
-    ProblemKind,
-    RawDataset,
-    RawSplit,
-    Split,
-    admit,
-    assemble,
-    read_text,
-)
+from clipdistill.datasets.raw import Fence, Problem, ProblemKind, RawDataset, RawSplit, admit, assemble, read_text
+from clipdistill.datasets.table import SPLITS, Split
 from clipdistill.errors import DataError, ParamsError
 
 if TYPE_CHECKING:

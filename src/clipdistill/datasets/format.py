@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from clipdistill.datasets import images, table
-from clipdistill.datasets.raw import SPLITS, Problem, RawDataset, RawSplit, Split
+from clipdistill.datasets.raw import Problem, RawDataset, RawSplit
 from clipdistill.datasets.readers import read_raw
-from clipdistill.datasets.table import ImageTable
+from clipdistill.datasets.table import SPLITS, ImageTable, Split
 from clipdistill.errors import DataError
 
 if TYPE_CHECKING:

@@ -11,17 +11,8 @@ import numpy.typing as npt
 
 from clipdistill import store
 from clipdistill.datasets import prompt_names
-from clipdistill.datasets.raw import (
-    SPLITS,
-    Fence,
-    Problem,
-    RawDataset,
-    RawSplit,
-    Split,
-    admit,
-    assemble,
-    path_id,
-)
+from clipdistill.datasets.raw import Fence, Problem, RawDataset, RawSplit, admit, assemble, path_id
+from clipdistill.datasets.table import SPLITS, Split
 from clipdistill.errors import DataError
 
 if TYPE_CHECKING:

@@ -8,18 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from clipdistill.datasets import prompt_names
-from clipdistill.datasets.raw import (
-    SPLITS,
-    Fence,
-    Problem,
-    RawDataset,
-    RawSplit,
-    Split,
-    admit,
-    assemble,
-    path_id,
-    read_lines,
-)
+from clipdistill.datasets.raw import Fence, Problem, RawDataset, RawSplit, admit, assemble, path_id, read_lines
+from clipdistill.datasets.table import SPLITS, Split
 from clipdistill.errors import DataError
 
 if TYPE_CHECKING:

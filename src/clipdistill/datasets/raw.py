@@ -17,10 +17,7 @@ from clipdistill.errors import DataError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from clipdistill.datasets.table import ClassName, Labels
-
-Split = Literal["train", "val"]
-SPLITS: tuple[Split, ...] = ("train", "val")
+    from clipdistill.datasets.table import ClassName, Labels, Split
 
 ProblemKind = Literal[
     "missing_image",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,9 @@ from clipdistill.datasets import images
 from clipdistill.errors import ArtifactError
 
 Labels = npt.NDArray[np.int8]
+Split = Literal["train", "val"]
+
+SPLITS: tuple[Split, ...] = ("train", "val")
 
 _SCHEMA = pa.schema(
     [

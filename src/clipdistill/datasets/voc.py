@@ -16,18 +16,8 @@ import numpy.typing as npt
 from defusedxml.common import DefusedXmlException
 
 from clipdistill.datasets import prompt_names
-from clipdistill.datasets.raw import (
-    SPLITS,
-    Fence,
-    Problem,
-    RawDataset,
-    RawSplit,
-    Refusal,
-    Split,
-    admit,
-    assemble,
-    read_lines,
-)
+from clipdistill.datasets.raw import Fence, Problem, RawDataset, RawSplit, Refusal, admit, assemble, read_lines
+from clipdistill.datasets.table import SPLITS, Split
 from clipdistill.errors import DataError, ParamsError
 
 if TYPE_CHECKING:

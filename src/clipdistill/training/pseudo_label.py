@@ -63,6 +63,17 @@ def first_labels(similarity: store.Group, params: PseudoLabelParams) -> FirstLab
     return FirstLabels(whole, aggregate, final, float(reached.float().mean()))
 
 
+def scoring(method: str, params: PseudoLabelParams) -> dict[str, Any]:
+    """The parameters that a method's scores depend on, for their provenance.
+
+    Args:
+        method: "global" and "teacher" see the whole image alone, "cdul" and "teacher_views" snippets as well.
+        params: section `pseudo_label`.
+    """
+    used = params.model_dump(exclude={"cdul"} if method in ("global", "teacher") else None)
+    return {"method": method, **used}
+
+
 def write_labels(out: Path, labels: Tensor, table: str, provenance: dict[str, Any]) -> None:
     """Write soft labels float32 [N, C] of a table (by its fingerprint)."""
     store.write_group(out, {"labels": labels.float().numpy()}, {"table": table, **provenance})

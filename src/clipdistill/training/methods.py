@@ -1,0 +1,96 @@
+"""The trained methods of the pipeline: which labels each learns from, and how it refines them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from clipdistill import distributed, store
+from clipdistill.datasets.table import ImageTable, Labels, read_classes, read_labels
+from clipdistill.params import Params
+from clipdistill.stage import Paths
+from clipdistill.students import untrained
+from clipdistill.training import pseudo_label
+from clipdistill.training.gradient_alignment import GradientAlignment
+from clipdistill.training.loop import Truth
+from clipdistill.training.supervision import FixedLabels, Supervision
+from clipdistill.training.train import Outputs, train_student
+
+
+def train_method(method: str, params: Params, command: list[str]) -> None:
+    """Train one method's student, in as many processes as this machine is set to.
+
+    Args:
+        method: "cdul" (first labels, refined by gradient alignment), "global" (labels of the whole image alone, the
+            lower bound) or "supervised" (ground truth, the upper bound).
+        params: all parameters.
+        command: the stage's script and its arguments, started once a process where there are several.
+    """
+    compute = distributed.Compute.load()
+    paths = Paths(params.dataset.name)
+    table = ImageTable.load(paths.table("train"))
+    truth = _truth(paths, table)
+    if method == "supervised" and (truth.train is None or not (truth.train == 1).any()):
+        _write_untrained(paths, method, table)
+        return
+    processes = compute.process_count(compute.torch_device())
+    if processes > 1 and distributed.world_size() == 1:
+        distributed.launch(command, processes)
+    else:
+        train_student(
+            table,
+            first_labels(method, paths, table),
+            [item.name for item in read_classes(paths.classes)],
+            student=params.train.student,
+            recipe=params.train.recipe,
+            supervision=_supervision(method, params),
+            outputs=Outputs(paths.model(method), paths.refined(method), paths.curves(method)),
+            truth=truth,
+            stage=f"train/{method}",
+            compute=compute,
+        )
+    if distributed.world_size() == 1:
+        _write_report(method, params, paths, truth.train)
+
+
+def first_labels(method: str, paths: Paths, table: ImageTable) -> npt.NDArray[np.float32]:
+    """First labels of a method, float32 [N, C] in [0, 1]; in the ground truth, what is unknown counts as absent."""
+    if method == "supervised":
+        return np.maximum(read_labels(paths.ground_truth("train"), table), 0).astype(np.float32)
+    return store.read_group(paths.labels(method), {"table": table.fingerprint}).read("labels")
+
+
+def _supervision(method: str, params: Params) -> Supervision:
+    return GradientAlignment(params.train.cdul) if method == "cdul" else FixedLabels()
+
+
+def _truth(paths: Paths, table: ImageTable) -> Truth:
+    """Ground truth for the curves."""
+    val = ImageTable.load(paths.table("val"))
+    train_labels, val_labels = (
+        labels if (labels >= 0).any() else None
+        for labels in (read_labels(paths.ground_truth("train"), table), read_labels(paths.ground_truth("val"), val))
+    )
+    return Truth(train=train_labels, val_table=None if val_labels is None else val, val=val_labels)
+
+
+def _write_report(method: str, params: Params, paths: Paths, truth: Labels | None) -> None:
+    """Quality of the labels before and after training, for people; nothing reads it back."""
+    labels = torch.from_numpy(store.read_group(paths.refined(method)).read("labels"))
+    report: dict[str, Any] = {"refinements": len(labels) - 1}
+    if truth is not None:
+        states = {"initial": labels[0], "refined": labels[-1]}
+        report |= pseudo_label.label_quality(states, truth, params.evaluate.empty_class)
+    store.write_json(Path(f"metrics/train/{method}.json"), {"train": report})
+
+
+def _write_untrained(paths: Paths, method: str, table: ImageTable) -> None:
+    untrained.mark(paths.model(method), "the training images have no ground truth, so there is no supervised student")
+    nothing = np.empty((0, len(table), 0), dtype=np.float32)
+    store.write_group(paths.refined(method), {"labels": nothing}, {"table": table.fingerprint})
+    store.write_json(paths.curves(method) / "metrics.json", {})
+    store.write_json(Path(f"metrics/train/{method}.json"), {"train": {"refinements": 0}})

@@ -1,0 +1,17 @@
+"""Stage train@METHOD: labels and images to a student; METHOD is cdul, global or supervised. Also under torchrun."""
+
+import sys
+from pathlib import Path
+
+from clipdistill import params, stage
+from clipdistill.training.methods import train_method
+
+
+def main() -> None:
+    """Read the image tables and the method's labels; write models/<method>, refined/<method>.zarr and the curves."""
+    method = sys.argv[1]
+    train_method(method, params.load(), [str(Path(__file__)), method])
+
+
+if __name__ == "__main__":
+    stage.run(main)
