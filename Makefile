@@ -31,7 +31,7 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY) ## run the whole pipeline on the embedded data set and print the metrics
 	dvc repro
 	@echo
-	dvc metrics show --precision 4
+	clipdistill summary
 
 test: $(READY) ## all tests, the slow pipeline tests among them
 	python -m pytest -q

@@ -111,3 +111,16 @@ def show_artifact(
     group = store.read_group(path)
     report: dict[str, Any] = {"arrays": group.layout(), "provenance": group.provenance}
     typer.echo(json.dumps(report, indent=2, ensure_ascii=False))
+
+
+@app.command("summary")
+def print_summary(
+    folder: Annotated[Path, typer.Argument(help="Folder of the metrics files.")] = Path("metrics"),
+) -> None:
+    """Print the methods side by side, and how good their labels are. `dvc metrics show` has all figures.
+
+    Example: clipdistill summary
+    """
+    from clipdistill.evaluation import summary  # noqa: PLC0415
+
+    typer.echo(summary.render(folder))

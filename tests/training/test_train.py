@@ -14,7 +14,7 @@ from clipdistill import distributed, store
 from clipdistill.errors import ArtifactError, ClipdistillError, DataError, ParamsError
 from clipdistill.methods import cdul
 from clipdistill.params import CdulTrainParams, StudentParams
-from clipdistill.students import model_folder
+from clipdistill.students import classifier, model_folder
 from clipdistill.training import loop
 from clipdistill.training.data import ImageSource
 from clipdistill.training.gradient_alignment import GradientAlignment
@@ -204,14 +204,16 @@ def test_the_student_learns_from_the_refined_labels(toy, tmp_path):
     assert (moving.model / model_folder.WEIGHTS).read_bytes() != (still.model / model_folder.WEIGHTS).read_bytes()
 
 
-def test_a_step_of_zero_trains_as_fixed_labels_do(toy, tmp_path):
-    still = run(toy, tmp_path / "a", GradientAlignment(CdulTrainParams(step=0.0)), epochs=2)
-    fixed = run(toy, tmp_path / "b", FixedLabels(), epochs=2)
-    first, _ = model_folder.load(still.model)
-    second, _ = model_folder.load(fixed.model)
-    assert store.read_group(fixed.labels).read("epoch").tolist() == [0]
-    # The step of zero still clamps the labels to [1e-6, 1 - 1e-6] and goes through the logit and back.
-    torch.testing.assert_close(first.state_dict(), second.state_dict(), rtol=1e-3, atol=1e-4)
+def test_a_step_of_zero_leaves_the_labels(toy, tmp_path):
+    outputs = run(toy, tmp_path, GradientAlignment(CdulTrainParams(step=0.0)), epochs=2)
+    states = store.read_group(outputs.labels).read("labels")
+    np.testing.assert_allclose(states, np.broadcast_to(states[0], (3, 20, 3)), atol=2e-6)
+
+
+def test_fixed_labels_have_one_state(toy, tmp_path):
+    group = store.read_group(run(toy, tmp_path, FixedLabels(), epochs=2).labels)
+    assert group.read("epoch").tolist() == [0]
+    assert np.array_equal(group.read("labels")[0], soft_labels(toy[1]))
 
 
 def test_the_reproduction_variant_has_a_softmax_head(toy, tmp_path):
@@ -296,18 +298,22 @@ def test_decoding_anew_gives_the_same_student_as_memory(toy, tmp_path):
     assert states[0] == states[1]
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", ["adamw", "adam", "sgd"])
-def test_every_optimiser_and_precision_lowers_the_loss(toy, tmp_path, name):
-    rate = 0.05 if name == "sgd" else 2e-3
-    outputs = run(toy, tmp_path, FixedLabels(), optimiser=name, learning_rate=rate, epochs=6, precision="bf16")
+def test_every_optimiser_and_precision_lowers_the_loss(toy, tmp_path, name, precision):
+    rate = 0.1 if name == "sgd" else 2e-3
+    plain = {"flip": 0.0, "min_scale": 1.0, "jitter": 0.0, "schedule": "cosine"}
+    outputs = run(
+        toy, tmp_path, FixedLabels(), optimiser=name, learning_rate=rate, epochs=8, precision=precision, **plain
+    )
     lines = (outputs.curves / "plots" / "metrics" / "loss.tsv").read_text().splitlines()[1:]
     losses = [float(line.split("\t")[1]) for line in lines]
-    assert losses[-1] < losses[0]
+    assert losses[-1] < 0.8 * losses[0]
 
 
 def test_a_network_with_dropout_resumes_equally(toy, tmp_path, monkeypatch):
-    """ConvNeXt drops whole blocks at random: the global random state must not matter."""
-    student = StudentParams(backbone="convnext_tiny", image_size=32)
+    """EfficientNet drops whole blocks at random: the global random state must not matter."""
+    student = StudentParams(backbone="efficientnet_b0", image_size=32)
     whole = run(toy, tmp_path / "whole", student=student, epochs=2, batch_size=20)
     update, count = loop.Trainer._step, 0
 
@@ -348,16 +354,23 @@ def test_a_killed_process_ends_in_the_bytes_of_an_unharmed_one(tmp_path, monkeyp
 @pytest.mark.slow
 def test_two_processes_train_as_one_does(tmp_path, monkeypatch):
     """21 images in batches of 8: the last batch has 5, so the processes' shares differ."""
+    params = StudentParams(backbone="resnet18", image_size=64)
     settings = {
         "images": 21,
-        "student": {"backbone": "resnet18", "image_size": 64},
-        "recipe": {"optimiser": "sgd", "learning_rate": 0.01, "schedule": "constant", "epochs": 2},
+        "student": params.model_dump(),
+        "recipe": {"optimiser": "sgd", "learning_rate": 1e-3, "schedule": "constant", "epochs": 2},
     }
     for processes in (1, 2):
         monkeypatch.setenv(store.WORK_ROOT_VARIABLE, str(tmp_path / f"work-{processes}"))
         distributed.launch(_script(tmp_path / str(processes), **settings), processes)
-    one, two = (model_folder.load(tmp_path / str(processes) / "model")[0] for processes in (1, 2))
-    torch.testing.assert_close(two.state_dict(), one.state_dict(), rtol=2e-3, atol=2e-4)
+    one, two = (_parameters(model_folder.load(tmp_path / str(processes) / "model")[0]) for processes in (1, 2))
+    start = _parameters(classifier.build(params, 3, seed=0))
+    # Rounding grows from step to step; without synchronised statistics the distance is 0.2 of the way.
+    assert (two - one).norm() < 0.03 * (one - start).norm()
     labels = [store.read_group(tmp_path / str(processes) / "labels").read("labels") for processes in (1, 2)]
     assert labels[0].shape == (3, 21, 3)
-    np.testing.assert_allclose(labels[1], labels[0], atol=1e-3)
+    np.testing.assert_allclose(labels[1], labels[0], atol=2e-4)
+
+
+def _parameters(student):
+    return torch.cat([parameter.detach().flatten() for parameter in student.parameters()])

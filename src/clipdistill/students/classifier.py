@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from clipdistill.params import StudentParams
 from clipdistill.students import backbones
 from clipdistill.students.weights import load_pretrained
-
-if TYPE_CHECKING:
-    from clipdistill.params import StudentParams
 
 Head = Literal["sigmoid", "softmax"]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pickle
 import urllib.error
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import safetensors
 import safetensors.torch
@@ -14,10 +13,8 @@ import torchvision
 from torch import Tensor, nn
 
 from clipdistill.errors import ArtifactError, ParamsError
+from clipdistill.params import StudentParams
 from clipdistill.store import file_sha256
-
-if TYPE_CHECKING:
-    from clipdistill.params import StudentParams
 
 StateDict = dict[str, Tensor]
 

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from dvclive.live import Live
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 class Curves:

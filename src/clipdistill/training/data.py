@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -16,10 +16,8 @@ import torch
 from torch import Tensor
 
 from clipdistill import distributed
+from clipdistill.datasets.table import ImageTable
 from clipdistill.students import preprocessing
-
-if TYPE_CHECKING:
-    from clipdistill.datasets.table import ImageTable
 
 logger = logging.getLogger(__name__)
 

@@ -5,15 +5,13 @@ Source: Abdelfattah et al., ICCV 2023, arXiv 2307.16634. The mathematics is in `
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from torch import Tensor
 
 from clipdistill.methods import cdul
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from clipdistill.params import CdulTrainParams
-    from clipdistill.students.classifier import Head
+from clipdistill.params import CdulTrainParams
+from clipdistill.students.classifier import Head
 
 # The reproduction study averages the divergence over batches of 8, and so moves a label by an eighth.
 _STUDY_STEP = 1 / 8

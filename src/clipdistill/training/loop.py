@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from clipdistill import distributed
+from clipdistill.datasets.table import ImageTable, Labels
 from clipdistill.errors import ClipdistillError
 from clipdistill.evaluation.metrics import mean_average_precision
+from clipdistill.params import RecipeParams, StudentParams
 from clipdistill.students import classifier, preprocessing
 from clipdistill.training import checkpoint, optimise
 from clipdistill.training.augment import Augmentation, draw
@@ -22,14 +24,8 @@ from clipdistill.training.curves import Curves
 from clipdistill.training.data import ImageSource, epoch_batches
 from clipdistill.training.predict import autocast, predict
 from clipdistill.training.progress import TrainingProgress
+from clipdistill.training.supervision import Supervision
 from clipdistill.training.synchronised_norm import synchronise
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from clipdistill.datasets.table import ImageTable, Labels
-    from clipdistill.params import RecipeParams, StudentParams
-    from clipdistill.training.supervision import Supervision
 
 # Steps between looks at the loss: a look waits for the GPU.
 _LOOK_EVERY = 16
@@ -124,9 +120,7 @@ class Trainer:
         if distributed.world_size() == 1:
             return self.student
         synchronise(self.student, device)
-        return DistributedDataParallel(
-            self.student, device_ids=[device] if device.type == "cuda" else None, broadcast_buffers=False
-        )
+        return DistributedDataParallel(self.student, device_ids=[device] if device.type == "cuda" else None)
 
     @cached_property
     def _images(self) -> ImageSource:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 
-if TYPE_CHECKING:
-    from clipdistill.params import RecipeParams
-    from clipdistill.students.classifier import Student
+from clipdistill.params import RecipeParams
+from clipdistill.students.classifier import Student
 
 Schedule = Literal["constant", "cosine", "one_cycle"]
 

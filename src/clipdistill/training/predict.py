@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -10,14 +10,10 @@ import torch
 from torch import Tensor
 
 from clipdistill import distributed
+from clipdistill.datasets.table import ImageTable
 from clipdistill.students import classifier, model_folder, preprocessing
+from clipdistill.students.classifier import Head, Student
 from clipdistill.training.data import ImageSource
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from clipdistill.datasets.table import ImageTable
-    from clipdistill.students.classifier import Head, Student
 
 Scores = npt.NDArray[np.float32]
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
+
+from torch import Tensor
 
 from clipdistill.methods import cdul
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from clipdistill.students.classifier import Head
+from clipdistill.students.classifier import Head
 
 
 class Supervision(Protocol):

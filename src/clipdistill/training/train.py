@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import shutil
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,18 +14,14 @@ import torch
 from torch import nn
 
 from clipdistill import distributed, store
+from clipdistill.datasets.table import ImageTable
 from clipdistill.errors import ArtifactError, DataError, ParamsError
+from clipdistill.params import RecipeParams, StudentParams
 from clipdistill.students import model_folder
+from clipdistill.students.classifier import Student
 from clipdistill.training import checkpoint
 from clipdistill.training.loop import Machine, Task, Trainer, Truth
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from clipdistill.datasets.table import ImageTable
-    from clipdistill.params import RecipeParams, StudentParams
-    from clipdistill.students.classifier import Student
-    from clipdistill.training.supervision import Supervision
+from clipdistill.training.supervision import Supervision
 
 SoftLabels = npt.NDArray[np.float32]
 

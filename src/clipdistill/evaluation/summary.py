@@ -1,0 +1,62 @@
+"""The few figures that a person looks for first, as a table for the terminal."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from clipdistill.errors import ArtifactError
+
+METHODS = {
+    "global": "student on global labels (lower bound)",
+    "teacher": "CLIP, whole image",
+    "teacher_views": "CLIP, whole image and snippets",
+    "cdul": "CDUL student",
+    "supervised": "student on ground truth (upper bound)",
+}
+LABELS = {"global_mAP": "whole image", "aggregate_mAP": "snippets, aggregated", "final_mAP": "both, the first labels"}
+
+_WIDTH = 40
+
+
+def render(folder: Path) -> str:
+    """Collect the metrics files into a table, the methods from worst to best.
+
+    Args:
+        folder: of `<method>.json`, `labels/cdul.json` and `train/cdul.json`.
+
+    Returns:
+        Lines of text; a figure that is not known is a dash.
+
+    Raises:
+        ArtifactError: there is no metrics file, or one is no JSON.
+    """
+    found = {name: _read(folder / f"{name}.json").get("val") for name in METHODS}
+    rows = [(METHODS[name], figures) for name, figures in found.items() if figures is not None]
+    if not rows:
+        raise ArtifactError(f"{folder} holds no metrics: run `dvc repro`")
+    rows.sort(key=lambda row: row[1].get("mAP") or 0.0)
+    lines = [f"{'evaluation split, percent':<{_WIDTH}}{'mAP':>8}{'CF1':>8}{'OF1':>8}"]
+    lines += [_line(name, [figures.get(key) for key in ("mAP", "CF1", "OF1")]) for name, figures in rows]
+    labels = _read(folder / "labels" / "cdul.json").get("train", {})
+    lines += ["", f"{'pseudo labels of the training split':<{_WIDTH}}{'mAP':>8}"]
+    lines += [_line(text, [labels[key]]) for key, text in LABELS.items() if key in labels]
+    training = _read(folder / "train" / "cdul.json").get("train", {})
+    if "refined_mAP" in training:
+        lines.append(_line(f"refined {training['refinements']} times", [training["refined_mAP"]]))
+    return "\n".join(lines)
+
+
+def _line(name: str, values: list[float | None]) -> str:
+    return f"{name:<{_WIDTH}}" + "".join(f"{'-' if value is None else f'{value:.2f}':>8}" for value in values)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise ArtifactError(f"{path} is not JSON ({error}): run `dvc repro`") from None
+    return content

@@ -1,0 +1,81 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clipdistill import __version__, store
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def clipdistill(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from clipdistill.cli import main; main()", *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, env=os.environ | {"COLUMNS": "120"})
+
+
+def test_help_names_every_command() -> None:
+    result = clipdistill("--help")
+    assert result.returncode == 0
+    for name in ("params", "models", "show", "summary"):
+        assert name in result.stdout
+
+
+def test_the_command_line_starts_without_torch() -> None:
+    probe = "import sys, clipdistill.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", probe], check=False).returncode == 0
+
+
+def test_version() -> None:
+    assert clipdistill("--version").stdout.strip() == __version__
+
+
+def test_params_prints_every_value_with_its_meaning() -> None:
+    result = clipdistill("params")
+    assert "threshold: 0.0" in result.stdout
+    assert "zeta" in result.stdout
+    assert json.loads(clipdistill("params", "--json").stdout)["views"]["global"] == {"resize": "open_clip"}
+
+
+def test_refused_params_are_one_message_and_exit_code_2(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("evaluate: {top_k: 0}")
+    result = clipdistill("params", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "evaluate.top_k" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_show_checks_and_describes_an_artifact(tmp_path: Path) -> None:
+    store.write_group(tmp_path / "a.zarr", {"x": np.zeros((3, 2), np.float32)}, {"kind": "test"})
+    report = json.loads(clipdistill("show", str(tmp_path / "a.zarr")).stdout)
+    assert report["arrays"] == {"x": "float32 [3, 2]"}
+    assert report["provenance"]["kind"] == "test"
+    next(file for file in (tmp_path / "a.zarr" / "x" / "c").rglob("*") if file.is_file()).write_bytes(b"")
+    result = clipdistill("show", str(tmp_path / "a.zarr"))
+    assert result.returncode == 4
+    assert "has 0 bytes" in result.stderr
+
+
+@pytest.mark.slow
+def test_models_lists_published_weights() -> None:
+    result = clipdistill("models", "RN50x64")
+    assert result.stdout.split() == ["RN50x64", "openai", "RN50x64-quickgelu", "openai"]
+    assert clipdistill("models", "no-such-model").returncode == 1
+
+
+def test_summary_ranks_the_methods(tmp_path: Path) -> None:
+    for name, value in {"teacher": 66.0, "cdul": 93.0, "supervised": None}.items():
+        store.write_json(tmp_path / f"{name}.json", {"val": {"mAP": value, "CF1": 50.0, "OF1": 51.0}})
+    store.write_json(tmp_path / "labels" / "cdul.json", {"train": {"global_mAP": 65.5, "final_mAP": 88.0}})
+    lines = clipdistill("summary", str(tmp_path)).stdout.splitlines()
+    assert [line.split()[-3] for line in lines[1:4]] == ["-", "66.00", "93.00"]
+    assert any("first labels" in line and "88.00" in line for line in lines)
+
+
+def test_summary_without_metrics_says_what_to_run(tmp_path: Path) -> None:
+    result = clipdistill("summary", str(tmp_path))
+    assert result.returncode == 4
+    assert "dvc repro" in result.stderr

@@ -1,0 +1,65 @@
+from pathlib import Path
+
+import pytest
+
+from clipdistill import params
+from clipdistill.errors import ParamsError
+
+
+def load(tmp_path: Path, text: str) -> params.Params:
+    (tmp_path / "params.yaml").write_text(text)
+    return params.load(tmp_path / "params.yaml")
+
+
+def test_an_empty_file_gives_the_defaults(tmp_path: Path) -> None:
+    assert load(tmp_path, "") == params.Params()
+
+
+def test_exponents_without_a_point_are_numbers(tmp_path: Path) -> None:
+    """DVC writes `-S train.recipe.learning_rate=1e-5` as 1e-05, which YAML 1.1 reads as text."""
+    assert load(tmp_path, "train: {recipe: {learning_rate: 1e-05}}").train.recipe.learning_rate == 1e-5
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("nonsense: 1", r"nonsense: unknown key; known here: dataset, scenes"),
+        ("train: {recipe: {lr: 1}}", r"train\.recipe\.lr: unknown key; known here: .*learning_rate"),
+        ("views: {global: {resizes: squash}}", r"views\.global\.resizes: unknown key; known here: resize"),
+        ("train: {recipe: {epochs: '12'}}", r"train\.recipe\.epochs: .*integer, found '12'"),
+        ("train: {recipe: {epochs: 0}}", r"train\.recipe\.epochs: .*greater than or equal to 1, found 0"),
+        ("pseudo_label: {cdul: {threshold: -0.1}}", r"pseudo_label\.cdul\.threshold: .*greater than or equal to 0"),
+        ("pseudo_label: {cdul: {weight: 1.5}}", r"pseudo_label\.cdul\.weight: .*less than or equal to 1"),
+        ("pseudo_label: {temperature: 0.0}", r"pseudo_label\.temperature: .*greater than 0"),
+        ("pseudo_label: {temperature: .nan}", r"pseudo_label\.temperature: .*finite"),
+        ("views: {snippets: {grid: 0}}", r"views\.snippets\.grid"),
+        ("views: {snippets: {overlap: 1.0}}", r"views\.snippets\.overlap: .*less than 1"),
+        ("dataset: {name: ../up}", r"dataset\.name"),
+        ("dataset: {reader: imagenet}", r"dataset\.reader: .*'voc'.*found 'imagenet'"),
+        ("clip: {precision: int8}", r"clip\.precision: .*'fp32'"),
+        ("clip: {source: open_clip}", r"clip: source open_clip needs `pretrained`"),
+        ("clip: {source: file, weights: a.pt}", r"clip: source file needs `weights` and its `sha256`"),
+        ("clip: {sha256: abc}", r"clip\.sha256"),
+        ("prompts: {templates: []}", r"prompts\.templates"),
+        ("prompts: {templates: [a photo]}", r"prompts: template 'a photo' must hold \{\} exactly once"),
+        ("train: {cdul: {sigma: 0.1, step: 1.0}}", r"train\.cdul: step 1 overshoots .* at most 0\.2507"),
+        ("evaluate: {threshold: 2}", r"evaluate\.threshold"),
+        ("evaluate: 3", r"evaluate"),
+        ("- a list", r"top level"),
+        ("a: [1", "is not valid YAML"),
+        ("clip: {}\nclip: {}", "key 'clip' stands twice"),
+    ],
+)
+def test_what_is_refused_is_named_with_its_path(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ParamsError, match=message):
+        load(tmp_path, text)
+
+
+def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ParamsError, match=r"3 parameter\(s\) refused"):
+        load(tmp_path, "a: 1\nevaluate: {top_k: 0, threshold: 7}")
+
+
+def test_a_missing_file_says_where_to_stand(tmp_path: Path) -> None:
+    with pytest.raises(ParamsError, match="top folder"):
+        params.load(tmp_path / "params.yaml")
