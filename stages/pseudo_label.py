@@ -24,7 +24,9 @@ def main() -> None:
         if method == "global"
         else {"global": labels.whole, "aggregate": labels.aggregate, "final": labels.final}
     )
-    provenance = {**pseudo_label.scoring(method, settings.pseudo_label), "similarity": similarity.provenance}
+    sources = ("text", "global", "snippets") if method == "cdul" else ("text", "global")
+    used = {name: similarity.provenance[name] for name in sources}
+    provenance = {**pseudo_label.scoring(method, settings.pseudo_label), **used}
     pseudo_label.write_labels(paths.labels(method), list(kept.values())[-1], table.fingerprint, provenance)
     truth = read_labels(paths.ground_truth("train"), table)
     quality = pseudo_label.label_quality(kept, truth, settings.evaluate.empty_class)

@@ -14,7 +14,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def clipdistill(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", "from clipdistill.cli import main; main()", *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, env=os.environ | {"COLUMNS": "120"})
+    return subprocess.run(
+        command, cwd=cwd, capture_output=True, text=True, check=False, env=os.environ | {"COLUMNS": "120"}
+    )
 
 
 def test_help_names_every_command() -> None:

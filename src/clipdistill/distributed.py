@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import uuid
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,7 +41,7 @@ def rank() -> int:
 
 
 def world_size() -> int:
-    """Number of processes, on all machines ($WORLD_SIZE)."""
+    """Number of processes ($WORLD_SIZE)."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
@@ -81,10 +82,11 @@ class Compute(Section):
         for name in cls.model_fields:
             variable = f"CLIPDISTILL_{name.upper()}"
             if text := os.environ.get(variable):
-                settings[name] = _scalar(text)
+                settings[name] = text
                 origin[name] = f"${variable}"
         try:
-            return cls.model_validate(settings)
+            # Not strict: the environment holds nothing but text.
+            return cls.model_validate(settings, strict=False)
         except ValidationError as error:
             raise ParamsError(_explain(error, origin, list(cls.model_fields))) from None
 
@@ -103,25 +105,14 @@ class Compute(Section):
         return torch.device("cuda", local_rank() % torch.cuda.device_count())
 
     def process_count(self, device: torch.device, *, per_core: bool = False) -> int:
-        """Number of processes that a stage starts on this machine.
+        """Processes that a stage starts on this machine; `per_core`: on a CPU, where none is set, one a core."""
+        import torch  # noqa: PLC0415
 
-        Args:
-            device: of the stage.
-            per_core: on a CPU, where nothing is set: one a core, else one.
-        """
-        if self.processes:
-            return self.processes
-        if device.type == "cuda":
-            import torch  # noqa: PLC0415
-
-            return torch.cuda.device_count()
-        return cores() if per_core else 1
+        default = torch.cuda.device_count() if device.type == "cuda" else cores() if per_core else 1
+        return self.processes or default
 
     def thread_count(self) -> int:
-        """Threads of the arithmetic in this process: as set, or its share of the cores.
-
-        Sums may round differently with another number of threads: runs whose bytes must agree need the same.
-        """
+        """Threads of the arithmetic in this process: as set, or its share of the cores. Sums round by their number."""
         return self.threads or _share_of_cores()
 
     def worker_count(self) -> int:
@@ -134,35 +125,21 @@ def _share_of_cores() -> int:
 
 
 def _file_settings(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         return {}
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ParamsError(f"{path} cannot be read as YAML: {error}") from None
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise ParamsError(f"{path} must hold `key: value` lines, for example `device: cpu`")
-    return content
-
-
-def _scalar(text: str) -> Any:  # noqa: ANN401 - any YAML value
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
+        return dict(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+    except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
+        raise ParamsError(f"{path} must hold `key: value` lines, for example `device: cpu` ({error})") from None
 
 
 def _explain(error: ValidationError, origin: dict[str, str], known: list[str]) -> str:
-    lines = ["compute settings refused"]
+    text = "compute settings refused"
     for problem in error.errors():
-        name = str(problem["loc"][0])
-        if problem["type"] == "extra_forbidden":
-            lines.append(f"  {origin.get(name)}: {name}: unknown key; known here: {', '.join(known)}")
-        else:
-            lines.append(f"  {origin.get(name)}: {name}: {problem['msg']}, found {problem['input']!r}")
-    return "\n".join(lines)
+        name, unknown = str(problem["loc"][0]), problem["type"] == "extra_forbidden"
+        why = f"unknown key; known here: {', '.join(known)}" if unknown else problem["msg"]
+        text += f"\n  {origin[name]}: {name}: {why}, found {problem['input']!r}"
+    return text
 
 
 def resolve_precision(precision: Precision, device: torch.device) -> torch.dtype:
@@ -198,12 +175,10 @@ def launch(command: list[str], processes: int) -> None:
     Raises:
         ClipdistillError: a process failed; the text names its rank and exit code, which is also the error's.
     """
-    if processes == 1:
-        code = subprocess.run([sys.executable, *command], check=False).returncode
-        if code:
-            _fail(command, 0, 1, code)
-        return
-    _launch_several(command, processes)
+    if processes > 1:
+        _launch_several(command, processes)
+    elif code := subprocess.run([sys.executable, *command], check=False).returncode:
+        _fail(command, 0, 1, code)
 
 
 def _launch_several(command: list[str], processes: int) -> None:
@@ -240,21 +215,15 @@ def _launch_several(command: list[str], processes: int) -> None:
 
 def _fail(command: list[str], failed: int, processes: int, code: int) -> NoReturn:
     how = f"exit code {code}" if code > 0 else f"signal {signal.Signals(-code).name}"
-    error = ClipdistillError(
-        f"process {failed} of {processes} (rank from 0) of `{' '.join(command)}` ended with {how}; "
-        "its own message stands above"
-    )
+    name = f"process {failed} (of {processes}, from 0) of `{' '.join(command)}`"
+    error = ClipdistillError(f"{name} ended with {how}; its own message stands above")
     error.exit_code = code if code > 0 else 128 - code
     raise error
 
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """Connect the processes for the time of a `with` block; nothing to do for a single one.
-
-    Args:
-        device: where this process computes: gloo carries tensors on CPUs, NCCL those on GPUs.
-    """
+    """Connect the processes, where there are several, for a block: gloo carries tensors on CPUs, NCCL those on GPUs."""
     if world_size() == 1:
         yield
         return
@@ -269,12 +238,18 @@ def process_group(device: torch.device) -> Iterator[None]:
         dist.init_process_group("gloo")
     try:
         yield
+    except RuntimeError as error:
+        if not ("gloo" in str(error) and "by peer" in str(error)):
+            raise
+        # The launcher takes the first process that it sees end for the cause: the other one must be seen first.
+        time.sleep(2)
+        raise ClipdistillError(f"process {rank()} stops, since another one has ended; that one says why") from None
     finally:
         dist.destroy_process_group()
 
 
 def barrier() -> None:
-    """Wait until every process is here; nothing to do for a single one."""
+    """Wait until every process is here."""
     if world_size() > 1:
         import torch.distributed as dist  # noqa: PLC0415
 
@@ -283,7 +258,7 @@ def barrier() -> None:
 
 @contextmanager
 def first_rank_first() -> Iterator[None]:
-    """Let rank 0 run a block before the others do, so that a file is fetched once and then found."""
+    """Let rank 0 run a block before the others, so that a file is fetched once."""
     if rank() != 0:
         barrier()
     yield
@@ -292,10 +267,9 @@ def first_rank_first() -> Iterator[None]:
 
 
 def slice_of(rows: int) -> tuple[int, int]:
-    """This process's share of `rows` rows: equal runs in rank order, the last ones shorter or empty.
+    """This process's share of `rows` rows: first, and one after the last.
 
-    Returns:
-        First row, and the row after the last.
+    Equal runs in rank order, the last ones shorter or empty.
     """
     size = -(-rows // world_size())
     start = min(rank() * size, rows)
@@ -303,24 +277,23 @@ def slice_of(rows: int) -> tuple[int, int]:
 
 
 def gather_rows(part: torch.Tensor, rows: int) -> torch.Tensor:
-    """Put the processes' shares together, in row order; every process gets the whole.
+    """Put the processes' shares together, in row order, for every process.
 
     Args:
         part: this process's rows `slice_of(rows)`, [n, ...], on the CPU.
         rows: of the whole.
 
     Returns:
-        [rows, ...], on the CPU. No row is doubled, whatever the number of processes.
+        [rows, ...], on the CPU, no row twice.
     """
-    world = world_size()
-    if world == 1:
+    if world_size() == 1:
         return part
     import torch  # noqa: PLC0415
     import torch.distributed as dist  # noqa: PLC0415
 
-    size = -(-rows // world)
+    size = -(-rows // world_size())
     padded = part.new_zeros((size, *part.shape[1:]))
     padded[: len(part)] = part
-    whole = part.new_empty((world * size, *part.shape[1:]))
+    whole = part.new_empty((world_size() * size, *part.shape[1:]))
     dist.all_gather(list(torch.split(whole, size)), padded)
     return whole[:rows]

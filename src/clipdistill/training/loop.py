@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from clipdistill import distributed
 from clipdistill.datasets.table import ImageTable, Labels
-from clipdistill.errors import ClipdistillError
+from clipdistill.errors import ClipdistillError, ParamsError
 from clipdistill.evaluation.metrics import mean_average_precision
 from clipdistill.params import RecipeParams, StudentParams
 from clipdistill.students import classifier, preprocessing
@@ -100,6 +100,8 @@ class Trainer:
         self._task, self._machine, self._folder = task, machine, folder
         with distributed.first_rank_first():
             self.student = classifier.build(task.student, task.labels.shape[1], task.recipe.seed)
+        _require_batches_for_normalisation(self.student, task.recipe.batch_size)
+        self._augmentation = Augmentation(task.recipe.flip, task.recipe.min_scale, task.recipe.jitter)
         self._network = self._placed()
         self._rule = optimise.optimiser(self.student, task.recipe)
         self._labels = task.labels
@@ -158,8 +160,7 @@ class Trainer:
         images, device = len(self._task.table), self._machine.device
         batches = epoch_batches(images, recipe.batch_size, recipe.seed, epoch, smallest=max(2, world))
         shares = [batch[rank::world] for batch in batches]
-        self._augmentation = Augmentation(recipe.flip, recipe.min_scale, recipe.jitter)
-        self._draws, labels = draw(images, recipe.seed, epoch).to(device), self._labels.to(device)
+        draws, labels = draw(images, recipe.seed, epoch).to(device), self._labels.to(device)
         _seed_dropout(recipe.seed, epoch, rank)
         self._network.train()
         losses: list[Tensor] = []
@@ -167,8 +168,8 @@ class Trainer:
             done = (epoch - 1) * len(batches) + step
             factor = optimise.rate_factor(recipe.schedule, done, recipe.epochs * len(batches))
             rate = optimise.set_rate(self._rule, factor)
-            weight = len(shares[step]) * world / len(batches[step])
-            losses.append(self._step(torch.from_numpy(shares[step]).to(device), pixels, labels, weight))
+            rows, weight = torch.from_numpy(shares[step]).to(device), len(shares[step]) * world / len(batches[step])
+            losses.append(self._step(pixels, draws[rows], labels[rows], weight))
             if step % _LOOK_EVERY == _LOOK_EVERY - 1 or step == len(batches) - 1:
                 _require_finite(losses, epoch, len(batches))
             progress.advance(len(batches[step]))
@@ -177,13 +178,13 @@ class Trainer:
         loss = float(distributed.gather_rows(total, world).sum()) / images
         return {"loss": loss, "learning_rate": rate}
 
-    def _step(self, rows: Tensor, pixels: Tensor, labels: Tensor, weight: float) -> Tensor:
+    def _step(self, pixels: Tensor, draws: Tensor, labels: Tensor, weight: float) -> Tensor:
         """One update; returns the mean loss of this process's images, before the update."""
         pixels = pixels.to(self._machine.device, non_blocking=True)
-        images = preprocessing.normalise(self._augmentation(pixels, self._draws[rows]))
+        images = preprocessing.normalise(self._augmentation(pixels, draws))
         with autocast(self._machine.device, self._machine.dtype):
             logits, _ = self._network(images)
-        loss = self._task.supervision.loss(labels[rows], logits)
+        loss = self._task.supervision.loss(labels, logits)
         self._rule.zero_grad()
         # The processes' gradients are averaged: the weight makes that the mean over the whole batch.
         (loss * weight).backward()  # type: ignore[no-untyped-call]
@@ -229,6 +230,13 @@ def _require_finite(losses: list[Tensor], epoch: int, steps: int) -> None:
         step = len(losses) - len(window) + int((~window).nonzero()[0, 0]) + 1
         raise ClipdistillError(
             f"the loss is {losses[step - 1].item()} in epoch {epoch}, step {step} of {steps}; {_CURE}"
+        )
+
+
+def _require_batches_for_normalisation(student: nn.Module, batch_size: int) -> None:
+    if batch_size < 2 and any(isinstance(module, nn.BatchNorm2d) for module in student.modules()):
+        raise ParamsError(
+            "train.recipe.batch_size: a backbone with batch normalisation needs at least 2 images an update, found 1"
         )
 
 

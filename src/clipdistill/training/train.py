@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
 
 from clipdistill import distributed, store
 from clipdistill.datasets.table import ImageTable
@@ -94,7 +93,6 @@ def train_student(
     folder = store.work_root() / stage / store.fingerprint(identity)[:32]
     with distributed.process_group(device):
         trainer = Trainer(task, machine, folder, outputs.curves)
-        _check_normalisation(trainer.student, recipe.batch_size)
         trainer.run()
         if distributed.rank() == 0:
             _write(trainer.student, task, classes, provenance, outputs, folder)
@@ -161,12 +159,4 @@ def _check_batches(images: int, batch_size: int) -> None:
     if batch_size < world:
         raise ParamsError(
             f"train.recipe.batch_size: {batch_size} images an update cannot be shared by {world} processes"
-        )
-
-
-def _check_normalisation(student: Student, batch_size: int) -> None:
-    normalised = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in student.modules())
-    if normalised and batch_size < 2:
-        raise ParamsError(
-            "train.recipe.batch_size: a backbone with batch normalisation needs at least 2 images an update, found 1"
         )

@@ -1,0 +1,136 @@
+"""A project of its own for the pipeline tests: this checkout's files, a miniature of the embedded default, real DVC."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+COPIED = ["stages", "src", "cache/teachers/open_clip.yaml", "cache/teachers/file.yaml", "params.yaml", "dvc.yaml"]
+COPIED += [".gitignore", ".dvcignore", ".dvc/config", ".dvc/.gitignore"]
+
+MINIATURE: dict[str, Any] = {
+    "scenes": {"train_images": 40, "val_images": 20, "captions": 128, "image_size": 96},
+    "pretrain_clip": {"epochs": 1, "batch_size": 64},
+    "train": {
+        "student": {"image_size": 32, "output_stride": 32},
+        "recipe": {"epochs": 2, "batch_size": 20, "precision": "fp32"},
+        "cdul": {"warmup": 0, "step": 1.0, "sigma": 1.0},
+    },
+}
+
+
+class Project:
+    """A checkout in which DVC runs.
+
+    Attributes:
+        folder: its top.
+        ran: stages of its first run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.ran: set[str] = set()
+        binaries = Path(sys.executable).parent
+        self.environment = os.environ | {
+            "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}",
+            "VIRTUAL_ENV": str(binaries.parent),
+            "DVC_NO_ANALYTICS": "1",
+            "CLIPDISTILL_THREADS": "1",
+            "GIT_CONFIG_GLOBAL": os.devnull,
+        }
+
+    def run(self, *command: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
+        result = subprocess.run(
+            command,
+            cwd=self.folder,
+            env=self.environment | environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if check and result.returncode:
+            raise AssertionError(
+                f"{' '.join(command)} ended with {result.returncode}\n{result.stdout}\n{result.stderr}"
+            )
+        return result
+
+    def commit(self) -> None:
+        self.run("git", "add", "--all")
+        self.run("git", "commit", "--quiet", "--allow-empty", "--message=state")
+
+    def set(self, changes: dict[str, Any]) -> None:
+        """Change params.yaml; keys are dotted paths."""
+        content = yaml.safe_load((self.folder / "params.yaml").read_text())
+        for key, value in changes.items():
+            *sections, name = key.split(".")
+            section = content
+            for part in sections:
+                section = section[part]
+            section[name] = value
+        (self.folder / "params.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+
+    def repro(self, *targets: str) -> set[str]:
+        """Run `dvc repro`; the names of the stages that were run."""
+        output = self.run("dvc", "repro", *targets).stdout
+        return set(re.findall(r"^Running stage '(?:.*:)?([^']+)':", output, flags=re.MULTILINE))
+
+    def changed(self) -> set[str]:
+        """Stages that `dvc status` finds changed by themselves, not through those before them."""
+        status = json.loads(self.run("dvc", "status", "--json").stdout)
+        return {name.split(":")[-1] for name in status}
+
+    def json(self, path: str) -> Any:  # noqa: ANN401 - whatever the file holds
+        return json.loads((self.folder / path).read_text())
+
+
+def make_project(folder: Path) -> Project:
+    """Copy what the pipeline needs, shrink its parameters, and commit."""
+    for name in COPIED:
+        source, target = ROOT / name, folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info", "dvc.lock"))
+        else:
+            shutil.copy(source, target)
+    project = Project(folder)
+    flat = {
+        f"{section}.{key}" if not isinstance(value, dict) else f"{section}.{key}.{inner}": leaf
+        for section, keys in MINIATURE.items()
+        for key, value in keys.items()
+        for inner, leaf in (value.items() if isinstance(value, dict) else [("", value)])
+    }
+    project.set(flat)
+    project.run("git", "init", "--quiet", "--initial-branch=main")
+    project.run("git", "config", "user.email", "test@example.com")
+    project.run("git", "config", "user.name", "test")
+    project.commit()
+    return project
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The miniature after one whole run, committed; tests put back what they change."""
+    project = make_project(tmp_path_factory.mktemp("pipeline") / "project")
+    project.ran = project.repro()
+    project.commit()
+    return project
+
+
+@pytest.fixture
+def project(finished: Project) -> Iterator[Project]:
+    """The finished project, and its state restored afterwards without running a stage."""
+    yield finished
+    finished.run("git", "checkout", "--quiet", "--force", ".")
+    finished.run("git", "clean", "--quiet", "--force", "-d")
+    finished.run("dvc", "checkout", "--force", "--quiet")

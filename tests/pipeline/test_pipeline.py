@@ -1,0 +1,123 @@
+"""The pipeline as its users meet it: bytes, ground truth, own images, real photographs, bad parameters."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT, Project
+from PIL import Image
+
+from clipdistill import store
+from clipdistill.datasets.table import ImageTable, read_classes, read_labels, write_labels
+
+pytestmark = pytest.mark.slow
+
+PHOTOGRAPHS = ROOT.parent / "shared" / "data" / "voc2012_subset"
+
+
+def manifest(folder: Path) -> str:
+    return (folder / store.MANIFEST).read_text()
+
+
+def test_metrics_have_the_stated_keys(project: Project) -> None:
+    labels = project.json("metrics/labels/cdul.json")["train"]
+    assert list(labels) == ["global_mAP", "aggregate_mAP", "final_mAP"]
+    for method in ("teacher", "teacher_views", "cdul", "global", "supervised"):
+        val = project.json(f"metrics/{method}.json")["val"]
+        assert {"mAP", "CP", "CR", "CF1", "OP", "OR", "OF1", "top3"} <= set(val)
+        assert 0 <= val["mAP"] <= 100
+    assert {"initial_mAP", "refined_mAP"} <= set(project.json("metrics/train/cdul.json")["train"])
+
+
+def test_dvc_shows_and_compares_the_metrics(project: Project) -> None:
+    shown = json.loads(project.run("dvc", "metrics", "show", "--json").stdout)[""]["data"]
+    assert shown["metrics/cdul.json"]["data"]["val"]["mAP"] == project.json("metrics/cdul.json")["val"]["mAP"]
+    project.set({"evaluate.threshold": 0.1})
+    project.repro("evaluate@cdul")
+    assert "val.CR" in project.run("dvc", "metrics", "diff").stdout
+    plots = json.loads(project.run("dvc", "plots", "show", "--json", "-o", str(project.folder / "plots")).stdout)
+    assert not plots.get("errors")
+    shutil.rmtree(project.folder / "plots", ignore_errors=True)
+
+
+def test_one_and_two_processes_embed_the_same_bytes(project: Project) -> None:
+    out = project.folder / "cache" / "scenes" / "train" / "snippets.zarr"
+    before = manifest(out)
+    for processes in ("1", "2"):
+        project.run("stages/run", "embed", "snippets", CLIPDISTILL_PROCESSES=processes)
+        assert manifest(out) == before
+
+
+def test_students_do_not_see_the_ground_truth(project: Project) -> None:
+    """All labels become noise; only reports may change."""
+    data = project.folder / "data" / "scenes"
+    student = project.folder / "cache" / "scenes" / "models" / "cdul" / "student.safetensors"
+    first_labels = project.folder / "cache" / "scenes" / "train" / "labels" / "cdul.zarr"
+    before = student.read_bytes(), manifest(first_labels), project.json("metrics/train/cdul.json")
+    classes = read_classes(data / "classes.yaml")
+    for split in ("train", "val"):
+        table = ImageTable.load(data / split / "images.parquet")
+        noise = np.random.default_rng(3).integers(0, 2, (len(table), len(classes)), dtype=np.int8)
+        assert (noise != read_labels(data / split / "labels.zarr", table)).any()
+        write_labels(data / split / "labels.zarr", noise, table, classes)
+    project.run("stages/run", "pseudo_label", "cdul")
+    project.run("stages/run", "train", "cdul")
+    assert student.read_bytes() == before[0]
+    assert manifest(first_labels) == before[1]
+    assert project.json("metrics/train/cdul.json") != before[2]
+
+
+def test_own_images_without_labels_train_a_student(project: Project) -> None:
+    folder = project.folder / "own"
+    shutil.copytree(project.folder / "data" / "raw" / "scenes" / "JPEGImages", folder / "holiday pictures")
+    (folder / "classes.txt").write_text("fish\ncar\numbrella\n")
+    project.set({"dataset.name": "own", "dataset.reader": "folder", "dataset.root": "own"})
+    ran = project.repro("evaluate@cdul", "evaluate@supervised")
+    assert "generate" not in ran
+    assert (project.folder / "cache" / "own" / "models" / "cdul" / "student.safetensors").is_file()
+    for method in ("cdul", "supervised"):
+        assert project.json(f"metrics/{method}.json") == {"val": {"images": 12, "labelled": 0}}
+    assert project.json("metrics/labels/cdul.json")["train"]["final_mAP"] is None
+
+
+@pytest.mark.skipif(not PHOTOGRAPHS.is_dir(), reason="the photographs of VOC 2012 are not here")
+def test_real_photographs_from_files_to_metrics(project: Project) -> None:
+    project.set({"dataset.name": "voc-subset", "dataset.root": str(PHOTOGRAPHS)})
+    project.repro("evaluate@cdul", "evaluate@teacher")
+    report = project.json("metrics/format.json")
+    assert (report["train"]["images"], report["val"]["images"]) == (70, 40)
+    assert report["train"]["positives"] + report["val"]["positives"] == 160
+    assert 0 < project.json("metrics/cdul.json")["val"]["mAP"] < 100
+
+
+@pytest.mark.parametrize(
+    ("changes", "stage", "message"),
+    [
+        ({"dataset.typo": 1}, "format", "dataset.typo: unknown key"),
+        ({"dataset.root": "nowhere"}, "format", "nowhere"),
+        ({"clip.model": "RN50"}, "embed_text", "clip.model is 'RN50'"),
+        ({"train.student.backbone": "resnet19"}, "train global", "resnet19"),
+        ({"train.student.output_stride": 16, "train.student.backbone": "vgg11"}, "train global", "output_stride"),
+    ],
+)
+def test_bad_parameters_are_one_message_without_a_traceback(
+    project: Project, changes: dict[str, object], stage: str, message: str
+) -> None:
+    project.set(changes)
+    result = project.run("stages/run", *stage.split(), check=False)
+    assert 0 < result.returncode < 10
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_an_image_that_changed_since_the_table_stops_the_embedding(project: Project) -> None:
+    victim = project.folder / "data" / "raw" / "scenes" / "JPEGImages" / "scene_000003.jpg"
+    victim.unlink()
+    Image.new("RGB", (96, 96)).save(victim)
+    project.set({"views.snippets.grid": 2})
+    result = project.run("stages/run", "embed", "snippets", check=False)
+    assert "scene_000003.jpg: its bytes have changed" in result.stderr

@@ -1,0 +1,117 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from clipdistill.errors import ArtifactError
+from clipdistill.params import StudentParams
+from clipdistill.students import classifier, model_folder
+
+PARAMS = StudentParams(backbone="shufflenet_v2_x0_5", image_size=64)
+CLASSES = ["dog", "potted plant", "café"]
+
+
+def make(folder: Path, seed: int = 0) -> classifier.Student:
+    student = classifier.build(PARAMS, len(CLASSES), seed)
+    card = model_folder.Card.of(student, PARAMS, "sigmoid", CLASSES, {"table": "abc", "recipe": {"seed": seed}})
+    model_folder.save(folder, student, card)
+    return student
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    student = make(tmp_path)
+    loaded, card = model_folder.load(tmp_path)
+    assert not loaded.training
+    images = torch.randn(2, 3, 64, 64)
+    assert torch.equal(loaded(images)[0], student.eval()(images)[0])
+    assert card.classes == CLASSES
+    assert card.thresholds == [0.5, 0.5, 0.5]
+    assert card.preprocessing.image_size == 64
+    assert card.provenance == {"table": "abc", "recipe": {"seed": 0}}
+    assert (loaded.weights, card.backbone_weights) == ("none", "none")
+
+
+def test_equal_students_give_equal_bytes(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        make(tmp_path / name)
+    for name in (model_folder.WEIGHTS, model_folder.CARD):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_memory_layout_does_not_matter(tmp_path: Path) -> None:
+    student = make(tmp_path / "a")
+    card = model_folder.read_card(tmp_path / "a")
+    model_folder.save(tmp_path / "b", student.to(memory_format=torch.channels_last), card)
+    assert (tmp_path / "a" / model_folder.WEIGHTS).read_bytes() == (tmp_path / "b" / model_folder.WEIGHTS).read_bytes()
+
+
+def test_thresholds_can_be_set(tmp_path: Path) -> None:
+    student = make(tmp_path)
+    card = model_folder.read_card(tmp_path).model_copy(update={"thresholds": [0.1, 0.2, 0.3]})
+    model_folder.save(tmp_path, student, card)
+    assert model_folder.load(tmp_path)[1].thresholds == [0.1, 0.2, 0.3]
+
+
+def test_an_altered_byte_is_noticed(tmp_path: Path) -> None:
+    make(tmp_path)
+    path = tmp_path / model_folder.WEIGHTS
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ArtifactError, match=r"student\.safetensors has SHA-256 .*student\.yaml was written for"):
+        model_folder.load(tmp_path)
+
+
+def test_weights_of_another_student_are_noticed(tmp_path: Path) -> None:
+    make(tmp_path / "a")
+    make(tmp_path / "b", seed=1)
+    (tmp_path / "a" / model_folder.WEIGHTS).write_bytes((tmp_path / "b" / model_folder.WEIGHTS).read_bytes())
+    with pytest.raises(ArtifactError, match="SHA-256"):
+        model_folder.load(tmp_path / "a")
+
+
+@pytest.mark.parametrize("name", [model_folder.WEIGHTS, model_folder.CARD])
+def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
+    make(tmp_path)
+    (tmp_path / name).unlink()
+    with pytest.raises(ArtifactError, match=f"{name} is missing"):
+        model_folder.load(tmp_path)
+
+
+def _set(key: str, value: object) -> Callable[[dict[str, object]], None]:
+    return lambda card: card.__setitem__(key, value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_set("format_version", 2), "format version 2, this program reads 1"),
+        (_set("thresholds", [0.5]), "1 thresholds for 3 classes"),
+        (_set("thresholds", [0.5, 0.5, 7.0]), "thresholds.2"),
+        (_set("head", "tanh"), "head"),
+        (_set("surprise", 1), "surprise"),
+        (lambda card: card.pop("classes"), "classes: Field required"),
+        (lambda card: card.update(classes=["a", "b"], thresholds=[0.5, 0.5]), r"for 2 classes.*head"),
+        (_set("backbone", "mnasnet0_5"), "is no mnasnet0_5"),
+    ],
+)
+def test_a_card_that_does_not_hold_is_refused(
+    tmp_path: Path, change: Callable[[dict[str, object]], None], message: str
+) -> None:
+    make(tmp_path)
+    path = tmp_path / model_folder.CARD
+    card = yaml.safe_load(path.read_text(encoding="utf-8"))
+    change(card)
+    path.write_text(yaml.safe_dump(card), encoding="utf-8")
+    with pytest.raises(ArtifactError, match=message):
+        model_folder.load(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "- a", "a: [", "!!python/object/apply:os.getcwd []"])
+def test_a_card_that_is_no_card_is_refused(tmp_path: Path, text: str) -> None:
+    make(tmp_path)
+    (tmp_path / model_folder.CARD).write_text(text)
+    with pytest.raises(ArtifactError, match=r"student\.yaml"):
+        model_folder.load(tmp_path)
