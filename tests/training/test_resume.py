@@ -106,6 +106,17 @@ def test_other_labels_never_take_up_a_foreign_checkpoint(
     assert np.array_equal(store.read_group(tmp_path / "labels").read("labels")[0], other)
 
 
+def test_curves_never_mix_two_truths(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = Truth(1 - toy[1])
+    train(toy, tmp_path / "whole", truth=other)
+    with monkeypatch.context() as patch:
+        stop_before(4, patch)
+        with pytest.raises(PowerCutError):
+            train(toy, tmp_path / "again", truth=Truth(toy[1]))
+    train(toy, tmp_path / "again", truth=other)
+    assert contents(tmp_path / "again") == contents(tmp_path / "whole")
+
+
 def test_damaged_work_is_named(toy: Toy, tmp_path: Path, work_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         stop_before(4, patch)
