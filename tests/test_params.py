@@ -63,3 +63,7 @@ def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
 def test_a_missing_file_says_where_to_stand(tmp_path: Path) -> None:
     with pytest.raises(ParamsError, match="top folder"):
         params.load(tmp_path / "params.yaml")
+
+
+def test_the_file_of_the_project_states_the_defaults() -> None:
+    assert params.load(Path(__file__).resolve().parents[1] / "params.yaml") == params.Params()

@@ -297,3 +297,12 @@ def gather_rows(part: torch.Tensor, rows: int) -> torch.Tensor:
     whole = part.new_empty((world_size() * size, *part.shape[1:]))
     dist.all_gather(list(torch.split(whole, size)), padded)
     return whole[:rows]
+
+
+def sum_over_processes(values: torch.Tensor) -> torch.Tensor:
+    """Sum of the processes' tensors, which have one shape and lie on the CPU; every process gets it."""
+    if world_size() > 1:
+        import torch.distributed as dist  # noqa: PLC0415
+
+        dist.all_reduce(values)
+    return values

@@ -172,7 +172,7 @@ class PseudoLabelParams(Section):
     """First labels from similarities (stages `pseudo_label`, `predict@teacher...`)."""
 
     temperature: Annotated[float, Field(gt=0)] | Literal["model"] = Field(
-        0.01, description="divisor of the cosines before the softmax; model: the teacher's learnt one"
+        "model", description="divisor of the cosines before the softmax, 0.01 say; model: the one the teacher learnt"
     )
     standardise: Literal["none", "class", "image", "both"] = Field(
         "none",
@@ -199,19 +199,19 @@ class RecipeParams(Section):
     """How a student is trained; the same for every method, so that their numbers compare."""
 
     seed: Annotated[int, Field(ge=0)] = Field(0, description="seed of weights, order and augmentation")
-    epochs: Annotated[int, Field(ge=1)] = Field(12, description="passes over the training images")
-    batch_size: Annotated[int, Field(ge=1)] = Field(64, description="images an update, over all processes")
+    epochs: Annotated[int, Field(ge=1)] = Field(9, description="passes over the training images")
+    batch_size: Annotated[int, Field(ge=1)] = Field(32, description="images an update, over all processes")
     optimiser: Literal["adamw", "adam", "sgd"] = Field("adamw", description="update rule")
-    learning_rate: Annotated[float, Field(gt=0)] = Field(1e-3, description="peak rate of the backbone")
+    learning_rate: Annotated[float, Field(gt=0)] = Field(2e-3, description="peak rate of the backbone")
     head_factor: Annotated[float, Field(gt=0)] = Field(1.0, description="rate of the head over the backbone's")
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.05, description="decay of matrices (not of biases, norms)")
     schedule: Literal["constant", "cosine", "one_cycle"] = Field("one_cycle", description="course of the rate")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where the processor has it")
     flip: Fraction = Field(0.5, description="probability of a horizontal flip")
     min_scale: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.6, description="smallest share of the image's area that a random crop keeps; 1: no crop"
+        1.0, description="smallest share of the image's area that a random crop keeps; 1: no crop"
     )
-    jitter: Annotated[float, Field(ge=0, le=1)] = Field(0.2, description="strength of colour jitter")
+    jitter: Annotated[float, Field(ge=0, le=1)] = Field(0.0, description="strength of colour jitter; 0: none")
     image_cache: Literal["auto", "memory", "none"] = Field(
         "auto",
         description="decoded and resized training images kept in memory (auto: up to 4 GB), or decoded anew",
@@ -227,7 +227,7 @@ class CdulTrainParams(Section):
         "reproduction study runs it",
     )
     update_every: Annotated[int, Field(ge=1)] = Field(1, description="epochs between refinements of the labels")
-    warmup: Annotated[int, Field(ge=0)] = Field(0, description="epochs before the first refinement")
+    warmup: Annotated[int, Field(ge=0)] = Field(6, description="epochs before the first refinement")
     sigma: Annotated[float, Field(gt=0)] = Field(1.0, description="width of the Gaussian psi; small: only unsure move")
     step: Annotated[float, Field(ge=0)] = Field(1.0, description="step of the latent; 0: labels stay")
 

@@ -75,14 +75,27 @@ def test_fixed_labels_have_one_state(toy: Toy, tmp_path: Path) -> None:
     assert np.array_equal(group.read("labels")[0], soft_labels(toy[1]))
 
 
-def test_the_reproduction_variant_has_a_softmax_head_and_an_eighth_of_the_step(toy: Toy, tmp_path: Path) -> None:
-    method = Recording(CdulTrainParams(variant="reproduction"))
+def test_the_reproduction_variant_refines_each_batch_from_the_scores_of_its_step(toy: Toy, tmp_path: Path) -> None:
+    method = Recording(CdulTrainParams(variant="reproduction", warmup=0))
     outputs = train(toy, tmp_path, method, epochs=1)
     assert model_folder.read_card(outputs.model).head == "softmax"
+    assert len(method.calls) > 1
+    assert sum(len(before) for before, _, _ in method.calls) == 20
     before, scores, after = method.calls[0]
-    torch.testing.assert_close(scores.sum(dim=1), torch.ones(20))
+    torch.testing.assert_close(scores.sum(dim=1), torch.ones(len(before)))
     assert torch.equal(after, cdul.gradient_alignment(before, scores, 1.0, 1 / 8, "softmax"))
+    first, last = store.read_group(tmp_path / "labels").read("labels")
+    moved = sorted(row.tobytes() for _, _, batch in method.calls for row in batch.numpy())
+    assert moved == sorted(row.tobytes() for row in last)
+    assert (np.abs(last - first).max(axis=1) > 0).all()
     np.testing.assert_allclose(predict_scores(outputs.model, toy[0], COMPUTE).sum(axis=1), 1, rtol=1e-5)
+
+
+def test_the_reproduction_variant_refines_only_when_it_is_due(toy: Toy, tmp_path: Path) -> None:
+    method = Recording(CdulTrainParams(variant="reproduction", warmup=1))
+    train(toy, tmp_path, method, epochs=2)
+    assert sum(len(before) for before, _, _ in method.calls) == 20
+    assert store.read_group(tmp_path / "labels").read("epoch").tolist() == [0, 2]
 
 
 def test_the_directions_of_the_two_variants() -> None:

@@ -91,7 +91,7 @@ def pretrain(
     """
     torch.manual_seed(params.seed)
     teachers.register_architectures()
-    model = teachers.create(params.architecture).to(device).train()
+    model = teachers.create(params.architecture).to(device, memory_format=torch.channels_last).train()
     data = _Captioned(model, params.architecture, pixels, captions)
     steps = params.epochs * (len(pixels) // params.batch_size)
     optimiser = _optimiser(model, params)
@@ -134,7 +134,7 @@ class _Captioned:
         """Unit-norm embeddings of images [B, D] and captions [B, D], and which captions are equal int64 [B]."""
         batch = self._pixels[rows]
         batch = torch.where(mirrored[:, None, None, None], batch.flip(-1), batch).to(device)
-        values = normalise(batch, self._preprocessing)
+        values = normalise(batch, self._preprocessing).contiguous(memory_format=torch.channels_last)
         different, sentence = torch.unique(self._sentence[rows], return_inverse=True)
         sentence = sentence.to(device)
         text = F.normalize(model.encode_text(self._tokens[different].to(device)).float(), dim=-1)[sentence]

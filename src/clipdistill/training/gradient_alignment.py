@@ -18,12 +18,12 @@ _STUDY_STEP = 1 / 8
 
 
 class GradientAlignment:
-    """The labels of all images are refined at once, from the scores of one clean pass.
+    """By default the labels of all images are refined at once, from the scores of one clean pass.
 
-    The variant `reproduction` has the softmax head of the reproduction study (arXiv 2405.11574): KL(prediction ||
-    label) trains the student, KL(label || prediction) refines the labels with an eighth of the step. The study
-    refines batch by batch, from scores that batch normalisation in training mode and the step before have stirred;
-    that would make the labels depend on the batches, and is left out.
+    The variant `reproduction` is what the reproduction study (arXiv 2405.11574) runs: a softmax head, KL(prediction ||
+    label) to train the student, KL(label || prediction) to refine the labels, batch by batch while the student learns,
+    from the very scores of the training step. Those come from augmented images and from batch normalisation in
+    training mode, and so the labels depend on the batches; the default has none of that.
 
     Args:
         params: variant, schedule, sigma and step.
@@ -32,6 +32,11 @@ class GradientAlignment:
     def __init__(self, params: CdulTrainParams) -> None:
         self._params = params
         self._study = params.variant == "reproduction"
+
+    @property
+    def per_batch(self) -> bool:
+        """Whether labels move within an epoch, each batch's after its own step."""
+        return self._study
 
     @property
     def head(self) -> Head:
@@ -48,7 +53,7 @@ class GradientAlignment:
         return cdul.categorical_kl(labels, logits) if self._study else cdul.bernoulli_kl(labels, logits)
 
     def due(self, epoch: int) -> bool:
-        """Whether the labels are refined after this epoch (from 1): every `update_every` ones after the warm-up."""
+        """Whether the labels are refined in or after this epoch (from 1): every `update_every` after the warm-up."""
         after = epoch - self._params.warmup
         return after > 0 and after % self._params.update_every == 0
 

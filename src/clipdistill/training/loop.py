@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -155,12 +156,13 @@ class Trainer:
         self._curves.close()
 
     def _learn(self, epoch: int, progress: TrainingProgress) -> dict[str, float]:
-        """One pass over the images: the student learns, the labels stay."""
+        """One pass over the images: the student learns; the labels stay, unless the method moves them by batch."""
         recipe, rank, world = self._task.recipe, distributed.rank(), distributed.world_size()
         images, device = len(self._task.table), self._machine.device
         batches = epoch_batches(images, recipe.batch_size, recipe.seed, epoch, smallest=max(2, world))
         shares = [batch[rank::world] for batch in batches]
-        draws, labels = draw(images, recipe.seed, epoch).to(device), self._labels.to(device)
+        draws, labels = draw(images, recipe.seed, epoch).to(device), self._labels.to(device, copy=True)
+        moving = self._task.supervision.per_batch and self._task.supervision.due(epoch)
         _seed_dropout(recipe.seed, epoch, rank)
         self._network.train()
         losses: list[Tensor] = []
@@ -169,17 +171,29 @@ class Trainer:
             factor = optimise.rate_factor(recipe.schedule, done, recipe.epochs * len(batches))
             rate = optimise.set_rate(self._rule, factor)
             rows, weight = torch.from_numpy(shares[step]).to(device), len(shares[step]) * world / len(batches[step])
-            losses.append(self._step(pixels, draws[rows], labels[rows], weight))
+            loss, logits = self._step(pixels, draws[rows], labels[rows], weight)
+            losses.append(loss)
+            if moving:
+                seen = classifier.scores(logits.float(), self._task.supervision.head)
+                labels[rows] = self._task.supervision.refine(labels[rows], seen)
             if step % _LOOK_EVERY == _LOOK_EVERY - 1 or step == len(batches) - 1:
                 _require_finite(losses, epoch, len(batches))
             progress.advance(len(batches[step]))
+        row = self._merge(labels, shares, epoch) if moving else {}
         sizes = torch.tensor([len(share) for share in shares], device=device)
-        total = (torch.stack(losses) * sizes).sum().double().cpu()[None]
-        loss = float(distributed.gather_rows(total, world).sum()) / images
-        return {"loss": loss, "learning_rate": rate}
+        own = (torch.stack(losses) * sizes).sum().double().cpu()
+        total = float(distributed.sum_over_processes(own)) / images
+        return {"loss": total, "learning_rate": rate, **row}
 
-    def _step(self, pixels: Tensor, draws: Tensor, labels: Tensor, weight: float) -> Tensor:
-        """One update; returns the mean loss of this process's images, before the update."""
+    def _merge(self, labels: Tensor, shares: list[npt.NDArray[np.int64]], epoch: int) -> dict[str, float]:
+        """Put together the labels that each process has moved; every row is one process's own."""
+        own = torch.zeros_like(self._labels)
+        rows = torch.from_numpy(np.concatenate(shares))
+        own[rows] = labels.cpu()[rows]
+        return self._replace(distributed.sum_over_processes(own), epoch)
+
+    def _step(self, pixels: Tensor, draws: Tensor, labels: Tensor, weight: float) -> tuple[Tensor, Tensor]:
+        """One update; returns the mean loss of this process's images and their logits, both before the update."""
         pixels = pixels.to(self._machine.device, non_blocking=True)
         images = preprocessing.normalise(self._augmentation(pixels, draws))
         with autocast(self._machine.device, self._machine.dtype):
@@ -189,16 +203,20 @@ class Trainer:
         # The processes' gradients are averaged: the weight makes that the mean over the whole batch.
         (loss * weight).backward()  # type: ignore[no-untyped-call]
         self._rule.step()
-        return loss.detach()
+        return loss.detach(), logits.detach()
 
     def _refine(self, epoch: int) -> dict[str, float]:
         """One clean pass over the images: the labels move, the student stays."""
-        if not self._task.supervision.due(epoch):
+        if self._task.supervision.per_batch or not self._task.supervision.due(epoch):
             return {}
         scores = self._predict(self._images)
         if not bool(torch.isfinite(scores).all()):
             raise ClipdistillError(f"epoch {epoch}: the student's scores are not finite; {_CURE}")
-        before, self._labels = self._labels, self._task.supervision.refine(self._labels, scores)
+        return self._replace(self._task.supervision.refine(self._labels, scores), epoch)
+
+    def _replace(self, labels: Tensor, epoch: int) -> dict[str, float]:
+        """Take new labels, and keep them for the artifact."""
+        before, self._labels = self._labels, labels
         if distributed.rank() == 0:
             checkpoint.write_labels(self._folder, epoch, self._labels.numpy())
         return {"label_change": float((self._labels - before).abs().mean())}

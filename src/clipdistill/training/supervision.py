@@ -24,17 +24,22 @@ class Supervision(Protocol):
     def loss(self, labels: Tensor, logits: Tensor) -> Tensor:
         """Mean loss of a batch, from labels [B, C] in [0, 1] and logits [B, C]."""
 
+    @property
+    def per_batch(self) -> bool:
+        """Whether the labels change batch by batch within an epoch, not all at once after it."""
+
     def due(self, epoch: int) -> bool:
-        """Whether the labels change after this epoch (from 1)."""
+        """Whether the labels change after this epoch (from 1), or in it where they change by batch."""
 
     def refine(self, labels: Tensor, scores: Tensor) -> Tensor:
-        """New labels [N, C] from the present ones and the student's scores of the same images."""
+        """New labels from the present ones and the student's scores of the same images, all N or a batch."""
 
 
 class FixedLabels:
     """Soft labels that stay as they are, learnt with a sigmoid head."""
 
     head: Head = "sigmoid"
+    per_batch = False
 
     @property
     def identity(self) -> dict[str, Any]:
