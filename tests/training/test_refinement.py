@@ -57,13 +57,13 @@ def test_labels_are_refined_on_schedule_from_clean_scores(toy: Toy, tmp_path: Pa
 
 def test_the_student_learns_from_the_refined_labels(toy: Toy, tmp_path: Path) -> None:
     for step in (0.0, 1.0):
-        train(toy, tmp_path / str(step), GradientAlignment(CdulTrainParams(step=step)), epochs=2)
+        train(toy, tmp_path / str(step), GradientAlignment(CdulTrainParams(warmup=0, step=step)), epochs=2)
     weights = [contents(tmp_path / step / "model")[model_folder.WEIGHTS] for step in ("0.0", "1.0")]
     assert weights[0] != weights[1]
 
 
 def test_a_step_of_zero_leaves_the_labels(toy: Toy, tmp_path: Path) -> None:
-    train(toy, tmp_path, GradientAlignment(CdulTrainParams(step=0.0)), epochs=2)
+    train(toy, tmp_path, GradientAlignment(CdulTrainParams(warmup=0, step=0.0)), epochs=2)
     states = store.read_group(tmp_path / "labels").read("labels")
     np.testing.assert_allclose(states, np.broadcast_to(states[0], (3, 20, 3)), atol=2e-6)
 
