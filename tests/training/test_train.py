@@ -60,7 +60,9 @@ def test_ground_truth_changes_the_curves_and_not_the_student(toy: Toy, tmp_path:
     assert not {"label_map", "val_map"} & set(curves[2])
 
 
-@pytest.mark.parametrize("supervision", [FixedLabels(), GradientAlignment(CdulTrainParams(variant="reproduction"))])
+@pytest.mark.parametrize(
+    "supervision", [FixedLabels(), GradientAlignment(CdulTrainParams(variant="reproduction", warmup=0))]
+)
 def test_images_without_a_label_and_classes_without_an_image(
     toy: Toy, tmp_path: Path, supervision: Supervision
 ) -> None:

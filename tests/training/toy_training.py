@@ -79,7 +79,7 @@ def train(
         CLASSES,
         student=student,
         recipe=RecipeParams(**{"epochs": 3, "batch_size": 8, "precision": "fp32"} | recipe),
-        supervision=supervision or GradientAlignment(CdulTrainParams()),
+        supervision=supervision or GradientAlignment(CdulTrainParams(warmup=0)),
         outputs=outputs,
         truth=truth,
         compute=COMPUTE,
