@@ -4,10 +4,7 @@ An artifact is a Zarr v3 group in a folder, with a manifest beside the metadata 
 SHA-256. The manifest is written last; a reader refuses a folder without one, or one that differs from it, and so a
 missing, truncated or altered shard never reads as silence (Zarr itself would return the fill value).
 
-Large arrays are made by many processes in a work folder outside the pipeline's outputs (`Work`): the unit is a shard,
-one file. A shard counts as done when its marker, written after it, holds its checksum. `Work.seal` checks all of
-them and moves the result to its final place. A killed run finds its finished shards again; a run with other inputs has
-another fingerprint and so another folder.
+Large arrays, made by many processes over hours, come from `clipdistill.work`.
 """
 
 from __future__ import annotations
@@ -31,7 +28,6 @@ from clipdistill.errors import ArtifactError
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
-WORK_ROOT_VARIABLE = "CLIPDISTILL_WORK"
 
 # Chosen by measurement (docs/dependencies.md): bit-shuffled zstd is the smallest, and no slower than the disk.
 # The checksum stands after it in the chain, so that it guards the stored bytes.
@@ -114,7 +110,8 @@ class ArraySpec:
         return shard * self.rows, min((shard + 1) * self.rows, self.shape[0])
 
 
-def _create(path: Path, specs: Mapping[str, ArraySpec], provenance: Provenance) -> ZarrGroup:
+def create_group(path: Path, specs: Mapping[str, ArraySpec], provenance: Provenance) -> ZarrGroup:
+    """Make an empty group, without a manifest: whoever fills it writes that last."""
     attributes = {"format_version": FORMAT_VERSION, **provenance}
     group: ZarrGroup = zarr.create_group(store=str(path), zarr_format=3, attributes=json.loads(json.dumps(attributes)))
     for name, spec in specs.items():
@@ -155,37 +152,39 @@ def write_group(path: Path, arrays: Mapping[str, Array], provenance: Provenance)
         ArtifactError: the disk is full or the place cannot be written, or a float array holds NaN or inf.
     """
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    with _disk_errors(path):
+    with disk_errors(path):
         shutil.rmtree(partial, ignore_errors=True)
         partial.parent.mkdir(parents=True, exist_ok=True)
         try:
             specs = {name: ArraySpec(array.shape, str(array.dtype)) for name, array in arrays.items()}
-            group = _create(partial, specs, provenance)
+            group = create_group(partial, specs, provenance)
             for name, array in arrays.items():
-                _require_finite(array, f"{path}: {name}")
+                require_finite(array, f"{path}: {name}")
                 if array.size:
                     group[name][...] = array
-            _write_manifest(partial)
-            _move(partial, path)
+            write_manifest(partial)
+            move_into_place(partial, path)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn what the disk refuses within a `with` block into an error that names the artifact."""
     try:
         yield
     except OSError as error:
         raise ArtifactError(f"{path}: cannot be written ({error}); free space or permission, then run again") from error
 
 
-def _require_finite(array: Array, what: str) -> None:
+def require_finite(array: Array, what: str) -> None:
+    """Refuse NaN and infinity, naming the first row that holds one."""
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         row = int(np.argwhere(~np.isfinite(array.reshape(len(array), -1)).all(axis=1))[0, 0])
         raise ArtifactError(f"{what} holds NaN or infinity, first in row {row}: nothing was written")
 
 
-def _move(source: Path, target: Path) -> None:
+def move_into_place(source: Path, target: Path) -> None:
     """Put a finished folder in place: a rename on one file system, else a copy under a temporary name first."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.exists():
@@ -207,7 +206,8 @@ def _files(path: Path) -> dict[str, Path]:
     }
 
 
-def _write_manifest(path: Path) -> None:
+def write_manifest(path: Path) -> None:
+    """List every file of a finished artifact with its size and SHA-256."""
     entries = {name: {"bytes": file.stat().st_size, "sha256": file_sha256(file)} for name, file in _files(path).items()}
     write_json(path / MANIFEST, {"format_version": FORMAT_VERSION, "files": entries})
 
@@ -301,120 +301,3 @@ def read_group(path: Path, expect: Provenance | None = None) -> Group:
                 "run `dvc repro` to make it anew"
             )
     return Group(path, provenance, group)
-
-
-def work_root() -> Path:
-    """Folder of unfinished work: $CLIPDISTILL_WORK, or .work in the current folder."""
-    return Path(os.environ.get(WORK_ROOT_VARIABLE, ".work"))
-
-
-class Work:
-    """An artifact in the making, shared by many processes and outliving them.
-
-    Args:
-        stage: name of the stage and its target, the folder's first level.
-        identity: everything that the bytes depend on (JSON); another identity is another folder.
-        specs: arrays that are filled shard by shard, all with the same number of shards.
-        ready: arrays that are known beforehand, written when the folder is made.
-        provenance: attributes of the artifact.
-    """
-
-    def __init__(
-        self,
-        stage: str,
-        identity: Any,  # noqa: ANN401 - any JSON value
-        specs: Mapping[str, ArraySpec],
-        ready: Mapping[str, Array],
-        provenance: Provenance,
-    ) -> None:
-        self.specs = dict(specs)
-        self.folder = work_root() / stage / fingerprint(identity)[:32]
-        self.store = self.folder / "store.zarr"
-        self._markers = self.folder / "done"
-        with _disk_errors(self.folder):
-            self._make(ready, provenance)
-
-    def _make(self, ready: Mapping[str, Array], provenance: Provenance) -> None:
-        if not (self._markers.is_dir() and self.store.is_dir()):
-            shutil.rmtree(self.folder, ignore_errors=True)
-            making = self.folder.with_name(f"{self.folder.name}.{os.getpid()}.partial")
-            shutil.rmtree(making, ignore_errors=True)
-            (making / "done").mkdir(parents=True)
-            layout = self.specs | {name: ArraySpec(a.shape, str(a.dtype)) for name, a in ready.items()}
-            group = _create(making / "store.zarr", layout, provenance)
-            for name, array in ready.items():
-                _require_finite(array, f"{self.store}: {name}")
-                if array.size:
-                    group[name][...] = array
-            making.rename(self.folder)
-        self._group: ZarrGroup = zarr.open_group(store=str(self.store), mode="r+")
-
-    @property
-    def shards(self) -> int:
-        """Number of shards."""
-        return next(iter(self.specs.values())).shards
-
-    def pending(self) -> list[int]:
-        """Shards that are not done, or whose file is not what its marker says."""
-        return [shard for shard in range(self.shards) if not self._is_done(shard)]
-
-    def _shard_files(self, shard: int) -> dict[str, Path]:
-        names = {
-            name: f"{name}/c/{'/'.join([str(shard)] + ['0'] * (len(spec.shape) - 1))}"
-            for name, spec in self.specs.items()
-        }
-        return {name: self.store / name for name in names.values()}
-
-    def _marker(self, shard: int) -> Path:
-        return self._markers / f"{shard:06d}.json"
-
-    def _is_done(self, shard: int) -> bool:
-        try:
-            sums = json.loads(self._marker(shard).read_text(encoding="utf-8"))
-        except (FileNotFoundError, ValueError):
-            return False
-        return all(
-            file.is_file() and file_sha256(file) == sums.get(name) for name, file in self._shard_files(shard).items()
-        )
-
-    def write(self, shard: int, arrays: Mapping[str, Array]) -> None:
-        """Write one whole shard of every array and mark it done.
-
-        Args:
-            shard: index, below `shards`.
-            arrays: by name; exactly the shard's rows, without NaN or infinity.
-
-        Raises:
-            ArtifactError: the rows do not fit, a value is not finite, or the disk refuses.
-        """
-        with _disk_errors(self.store):
-            for name, spec in self.specs.items():
-                start, stop = spec.range_of(shard)
-                if arrays[name].shape != (stop - start, *spec.shape[1:]):
-                    raise ArtifactError(f"{self.store}: {name} shard {shard} got shape {arrays[name].shape}")
-                _require_finite(arrays[name], f"{self.store}: {name} shard {shard}")
-                self._group[name][start:stop] = arrays[name]
-            sums = {name: file_sha256(file) for name, file in self._shard_files(shard).items()}
-            write_json(self._marker(shard), sums)
-
-    def seal(self, out: Path) -> None:
-        """Check that every shard is there, whole and finite; sweep what is not part of it; move it to `out`.
-
-        Raises:
-            ArtifactError: a shard is missing or altered, or a value is not finite; nothing is moved.
-        """
-        if missing := self.pending():
-            raise ArtifactError(
-                f"{self.store}: {len(missing)} of {self.shards} shards are not done (first: {missing[0]}); "
-                "run the stage again, it goes on where it was"
-            )
-        with _disk_errors(out):
-            for stray in [*self.store.rglob("*.partial"), *self.store.rglob("*.tmp")]:
-                stray.unlink()
-            for name, spec in self.specs.items():
-                for shard in range(spec.shards):
-                    start, stop = spec.range_of(shard)
-                    _require_finite(np.asarray(self._group[name][start:stop]), f"{self.store}: {name} shard {shard}")
-            _write_manifest(self.store)
-            _move(self.store, out)
-            shutil.rmtree(self.folder)

@@ -12,6 +12,7 @@ from clipdistill.datasets.images import UnreadableImageError
 from clipdistill.datasets.table import ImageTable
 from clipdistill.errors import TeacherError
 from clipdistill.params import ClipParams, SnippetViewParams
+from clipdistill.work import WORK_ROOT_VARIABLE
 
 BATCH = 16
 
@@ -25,7 +26,7 @@ def tiny(tiny_weights: Path) -> teacher.Teacher:
 def small_shards(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(embed, "_MIN_ROWS", 64)
     monkeypatch.setattr(embed, "_ROW_UNIT", 16)
-    monkeypatch.setenv(store.WORK_ROOT_VARIABLE, str(tmp_path / "work"))
+    monkeypatch.setenv(WORK_ROOT_VARIABLE, str(tmp_path / "work"))
     torch.set_num_threads(1)
 
 

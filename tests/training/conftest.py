@@ -3,12 +3,12 @@ from pathlib import Path
 import pytest
 from toy_training import Toy, make_table
 
-from clipdistill import store
+from clipdistill.work import WORK_ROOT_VARIABLE
 
 
 @pytest.fixture(autouse=True)
 def work_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv(store.WORK_ROOT_VARIABLE, str(tmp_path / "work"))
+    monkeypatch.setenv(WORK_ROOT_VARIABLE, str(tmp_path / "work"))
     return tmp_path / "work"
 
 

@@ -26,6 +26,7 @@ from clipdistill.clip.teacher import Teacher
 from clipdistill.clip.views import ViewTable
 from clipdistill.datasets.table import ImageTable
 from clipdistill.errors import TeacherError
+from clipdistill.work import Work
 
 logger = logging.getLogger(__name__)
 
@@ -141,9 +142,7 @@ class ViewSource:
         return self.transform(self.table.open(image), self.views.box[low:high])
 
 
-def prepare(
-    stage: str, teacher: Teacher, table: ImageTable, views: ViewTable, provenance: dict[str, Any]
-) -> store.Work:
+def prepare(stage: str, teacher: Teacher, table: ImageTable, views: ViewTable, provenance: dict[str, Any]) -> Work:
     """Open the work folder of an embedding array, making it if there is none for these inputs.
 
     Args:
@@ -159,7 +158,7 @@ def prepare(
     full = {**provenance, **teacher.identity, "table": table.fingerprint}
     specs = {"embedding": store.ArraySpec((len(views), _width(teacher)), "float16", shard_rows(views))}
     identity = {**full, "code": code_digest(), "rows": shard_rows(views), "views": len(views)}
-    return store.Work(stage, identity, specs, {"box": views.box, "offset": views.offset}, full)
+    return Work(stage, identity, specs, {"box": views.box, "offset": views.offset}, full)
 
 
 def _width(teacher: Teacher) -> int:
@@ -172,12 +171,12 @@ def _width(teacher: Teacher) -> int:
 def code_digest() -> str:
     """Digest of the code between an image file and its embedding: a killed run is not finished by other code."""
     package = Path(__file__).parents[1]
-    names = ["store.py", "clip/embed.py", "clip/preprocessing.py", "clip/views.py", "datasets/images.py"]
+    names = ["store.py", "work.py", "clip/embed.py", "clip/preprocessing.py", "clip/views.py", "datasets/images.py"]
     return store.fingerprint([store.file_sha256(package / name) for name in names])
 
 
 def fill(
-    work: store.Work,
+    work: Work,
     shards: list[int],
     source: ViewSource,
     encoder: ImageEncoder,

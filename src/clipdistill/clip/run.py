@@ -12,12 +12,13 @@ from dataclasses import dataclass
 import torch
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from clipdistill import distributed, store
+from clipdistill import distributed
 from clipdistill.clip import embed, teacher, views
 from clipdistill.clip.preprocessing import Resize, ViewTransform
 from clipdistill.datasets.table import SPLITS, ImageTable
 from clipdistill.params import Params
 from clipdistill.stage import Paths
+from clipdistill.work import Work
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ class _Job:
     split: str
     table: ImageTable
     views: views.ViewTable
-    work: store.Work
+    work: Work
 
 
 def embed_views(kind: str, params: Params, command: list[str]) -> None:

@@ -80,11 +80,13 @@ def _truth(paths: Paths, table: ImageTable) -> Truth:
 
 def _write_report(method: str, params: Params, paths: Paths, truth: Labels | None) -> None:
     """Quality of the labels before and after training, for people; nothing reads it back."""
-    labels = torch.from_numpy(store.read_group(paths.refined(method)).read("labels"))
-    report: dict[str, Any] = {"refinements": len(labels) - 1}
+    group = store.read_group(paths.refined(method))
+    last = group.shape("labels")[0] - 1
+    report: dict[str, Any] = {}
     if truth is not None:
-        states = {"initial": labels[0], "refined": labels[-1]}
-        report |= pseudo_label.label_quality(states, truth, params.evaluate.empty_class)
+        states = {"initial": 0, "refined": last} if last else {"initial": 0}
+        labels = {name: torch.from_numpy(group.read("labels", row, row + 1)[0]) for name, row in states.items()}
+        report = pseudo_label.label_quality(labels, truth, params.evaluate.empty_class)
     store.write_json(Path(f"metrics/train/{method}.json"), {"train": report})
 
 
@@ -93,4 +95,4 @@ def _write_untrained(paths: Paths, method: str, table: ImageTable) -> None:
     nothing = np.empty((0, len(table), 0), dtype=np.float32)
     store.write_group(paths.refined(method), {"labels": nothing}, {"table": table.fingerprint})
     store.write_json(paths.curves(method) / "metrics.json", {})
-    store.write_json(Path(f"metrics/train/{method}.json"), {"train": {"refinements": 0}})
+    store.write_json(Path(f"metrics/train/{method}.json"), {"train": {}})

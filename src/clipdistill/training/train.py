@@ -21,6 +21,7 @@ from clipdistill.students.classifier import Student
 from clipdistill.training import checkpoint
 from clipdistill.training.loop import Machine, Task, Trainer, Truth
 from clipdistill.training.supervision import Supervision
+from clipdistill.work import work_root
 
 SoftLabels = npt.NDArray[np.float32]
 
@@ -69,7 +70,7 @@ def train_student(
         supervision: the method: `FixedLabels()` or `GradientAlignment(params)`.
         outputs: where the results go.
         truth: ground truth for the curves; it changes no byte of the student or of the labels.
-        stage: name of the work folder below `store.work_root()`.
+        stage: name of the work folder below `work.work_root()`.
         compute: device, threads; None: as `Compute.load` has them.
 
     Raises:
@@ -90,7 +91,7 @@ def train_student(
     task = Task(table, torch.from_numpy(labels), student, recipe, supervision, truth)
     provenance = _provenance(task, dtype)
     identity = [provenance, classes, _truth_identity(truth), device.type]
-    folder = store.work_root() / stage / store.fingerprint(identity)[:32]
+    folder = work_root() / stage / store.fingerprint(identity)[:32]
     with distributed.process_group(device):
         trainer = Trainer(task, machine, folder, outputs.curves)
         trainer.run()

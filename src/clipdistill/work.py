@@ -1,0 +1,144 @@
+"""Artifacts in the making: large arrays, filled shard by shard by many processes, outliving any of them.
+
+They are made in a work folder outside the pipeline's outputs, since DVC empties those before a stage runs. The unit is
+a shard, one file. A shard counts as done when its marker, written after it, holds its checksum. `Work.seal` checks all
+of them and moves the result to its final place. A killed run finds its finished shards again; a run with other inputs
+has another fingerprint and so another folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+
+from clipdistill import store
+from clipdistill.errors import ArtifactError
+
+WORK_ROOT_VARIABLE = "CLIPDISTILL_WORK"
+
+
+def work_root() -> Path:
+    """Folder of unfinished work: $CLIPDISTILL_WORK, or .work in the current folder."""
+    return Path(os.environ.get(WORK_ROOT_VARIABLE, ".work"))
+
+
+class Work:
+    """An artifact in the making, shared by many processes and outliving them.
+
+    Args:
+        stage: name of the stage and its target, the folder's first level.
+        identity: everything that the bytes depend on (JSON); another identity is another folder.
+        specs: arrays that are filled shard by shard, all with the same number of shards.
+        ready: arrays that are known beforehand, written when the folder is made.
+        provenance: attributes of the artifact.
+    """
+
+    def __init__(
+        self,
+        stage: str,
+        identity: Any,  # noqa: ANN401 - any JSON value
+        specs: Mapping[str, store.ArraySpec],
+        ready: Mapping[str, store.Array],
+        provenance: store.Provenance,
+    ) -> None:
+        self.specs = dict(specs)
+        self.folder = work_root() / stage / store.fingerprint(identity)[:32]
+        self.store = self.folder / "store.zarr"
+        self._markers = self.folder / "done"
+        with store.disk_errors(self.folder):
+            self._make(ready, provenance)
+
+    def _make(self, ready: Mapping[str, store.Array], provenance: store.Provenance) -> None:
+        if not (self._markers.is_dir() and self.store.is_dir()):
+            shutil.rmtree(self.folder, ignore_errors=True)
+            making = self.folder.with_name(f"{self.folder.name}.{os.getpid()}.partial")
+            shutil.rmtree(making, ignore_errors=True)
+            (making / "done").mkdir(parents=True)
+            layout = self.specs | {name: store.ArraySpec(a.shape, str(a.dtype)) for name, a in ready.items()}
+            group = store.create_group(making / "store.zarr", layout, provenance)
+            for name, array in ready.items():
+                store.require_finite(array, f"{self.store}: {name}")
+                if array.size:
+                    group[name][...] = array
+            making.rename(self.folder)
+        self._group: store.ZarrGroup = zarr.open_group(store=str(self.store), mode="r+")
+
+    @property
+    def shards(self) -> int:
+        """Number of shards."""
+        return next(iter(self.specs.values())).shards
+
+    def pending(self) -> list[int]:
+        """Shards that are not done, or whose file is not what its marker says."""
+        return [shard for shard in range(self.shards) if not self._is_done(shard)]
+
+    def _shard_files(self, shard: int) -> dict[str, Path]:
+        names = {
+            name: f"{name}/c/{'/'.join([str(shard)] + ['0'] * (len(spec.shape) - 1))}"
+            for name, spec in self.specs.items()
+        }
+        return {name: self.store / name for name in names.values()}
+
+    def _marker(self, shard: int) -> Path:
+        return self._markers / f"{shard:06d}.json"
+
+    def _is_done(self, shard: int) -> bool:
+        try:
+            sums = json.loads(self._marker(shard).read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            return False
+        return all(
+            file.is_file() and store.file_sha256(file) == sums.get(name)
+            for name, file in self._shard_files(shard).items()
+        )
+
+    def write(self, shard: int, arrays: Mapping[str, store.Array]) -> None:
+        """Write one whole shard of every array and mark it done.
+
+        Args:
+            shard: index, below `shards`.
+            arrays: by name; exactly the shard's rows, without NaN or infinity.
+
+        Raises:
+            ArtifactError: the rows do not fit, a value is not finite, or the disk refuses.
+        """
+        with store.disk_errors(self.store):
+            for name, spec in self.specs.items():
+                start, stop = spec.range_of(shard)
+                if arrays[name].shape != (stop - start, *spec.shape[1:]):
+                    raise ArtifactError(f"{self.store}: {name} shard {shard} got shape {arrays[name].shape}")
+                store.require_finite(arrays[name], f"{self.store}: {name} shard {shard}")
+                self._group[name][start:stop] = arrays[name]
+            sums = {name: store.file_sha256(file) for name, file in self._shard_files(shard).items()}
+            store.write_json(self._marker(shard), sums)
+
+    def seal(self, out: Path) -> None:
+        """Check that every shard is there, whole and finite; sweep what is not part of it; move it to `out`.
+
+        Raises:
+            ArtifactError: a shard is missing or altered, or a value is not finite; nothing is moved.
+        """
+        if missing := self.pending():
+            raise ArtifactError(
+                f"{self.store}: {len(missing)} of {self.shards} shards are not done (first: {missing[0]}); "
+                "run the stage again, it goes on where it was"
+            )
+        with store.disk_errors(out):
+            for stray in [*self.store.rglob("*.partial"), *self.store.rglob("*.tmp")]:
+                stray.unlink()
+            for name, spec in self.specs.items():
+                for shard in range(spec.shards):
+                    start, stop = spec.range_of(shard)
+                    store.require_finite(
+                        np.asarray(self._group[name][start:stop]), f"{self.store}: {name} shard {shard}"
+                    )
+            store.write_manifest(self.store)
+            store.move_into_place(self.store, out)
+            shutil.rmtree(self.folder)

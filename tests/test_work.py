@@ -1,0 +1,118 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from clipdistill import store
+from clipdistill.errors import ArtifactError
+from clipdistill.work import WORK_ROOT_VARIABLE, Work
+
+PROVENANCE = {"table": "abc", "kind": "global"}
+
+
+@pytest.fixture
+def work_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv(WORK_ROOT_VARIABLE, str(tmp_path / "work"))
+    return tmp_path / "work"
+
+
+def make_work(identity: str = "one") -> Work:
+    specs = {"x": store.ArraySpec((10, 3), "float32", shard_rows=4)}
+    return Work("embed/test", identity, specs, {"offset": np.arange(11)}, PROVENANCE)
+
+
+def rows(shard: int) -> np.ndarray:
+    start, stop = make_work().specs["x"].range_of(shard)
+    return np.arange(start * 3, stop * 3, dtype=np.float32).reshape(-1, 3)
+
+
+def test_shards_in_any_order_give_the_same_artifact(tmp_path: Path, work_root: Path) -> None:
+    manifests = []
+    for name, order in {"a": [0, 1, 2], "b": [2, 0, 1]}.items():
+        work = make_work(name)
+        for shard in order:
+            work.write(shard, {"x": rows(shard)})
+        work.seal(tmp_path / f"{name}.zarr")
+        manifests.append((tmp_path / f"{name}.zarr" / store.MANIFEST).read_bytes())
+    assert manifests[0] == manifests[1]
+    np.testing.assert_array_equal(
+        store.read_group(tmp_path / "a.zarr").read("x"), np.arange(30, dtype=np.float32).reshape(10, 3)
+    )
+
+
+def test_work_goes_on_where_it_was_and_only_with_the_same_inputs(tmp_path: Path, work_root: Path) -> None:
+    make_work().write(1, {"x": rows(1)})
+    assert make_work().pending() == [0, 2]
+    assert make_work("other").pending() == [0, 1, 2]
+
+
+def test_a_shard_whose_file_was_damaged_is_done_again(tmp_path: Path, work_root: Path) -> None:
+    work = make_work()
+    for shard in range(3):
+        work.write(shard, {"x": rows(shard)})
+    (work.store / "x" / "c" / "1" / "0").write_bytes(b"broken")
+    assert make_work().pending() == [1]
+
+
+def test_seal_refuses_unfinished_work_and_sweeps_strays(tmp_path: Path, work_root: Path) -> None:
+    work = make_work()
+    work.write(0, {"x": rows(0)})
+    with pytest.raises(ArtifactError, match="2 of 3 shards are not done"):
+        work.seal(tmp_path / "out.zarr")
+    assert not (tmp_path / "out.zarr").exists()
+    for shard in (1, 2):
+        work.write(shard, {"x": rows(shard)})
+    (work.store / "x" / "c" / "0" / "0.123.partial").write_bytes(b"left by a killed writer")
+    work.seal(tmp_path / "out.zarr")
+    assert not list((tmp_path / "out.zarr").rglob("*.partial"))
+    assert not work.folder.exists()
+
+
+def test_wrong_rows_and_nan_never_become_a_shard(work_root: Path) -> None:
+    work = make_work()
+    with pytest.raises(ArtifactError, match="shape"):
+        work.write(2, {"x": rows(0)})
+    with pytest.raises(ArtifactError, match="NaN"):
+        work.write(0, {"x": np.full((4, 3), np.nan, np.float32)})
+    assert work.pending() == [0, 1, 2]
+
+
+WRITER = """
+import sys, numpy as np
+from pathlib import Path
+from clipdistill import store
+from clipdistill.work import Work
+specs = {"x": store.ArraySpec((200, 4096), "float32", shard_rows=1)}
+work = Work("embed/kill", "id", specs, {}, {})
+print("ready", flush=True)
+for shard in work.pending():
+    work.write(shard, {"x": np.random.default_rng(shard).normal(size=(1, 4096)).astype("float32")})
+work.seal(Path(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.05, 0.15])
+def test_a_killed_writer_finishes_to_the_same_bytes(tmp_path: Path, delay: float) -> None:
+    def start(work: str, out: Path) -> subprocess.Popen[str]:
+        environment = os.environ | {WORK_ROOT_VARIABLE: str(tmp_path / work)}
+        return subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(out)], env=environment, stdout=subprocess.PIPE, text=True
+        )
+
+    assert start("clean", tmp_path / "clean.zarr").wait() == 0
+    victim = start("killed", tmp_path / "killed.zarr")
+    assert victim.stdout is not None
+    victim.stdout.readline()
+    with pytest.raises(subprocess.TimeoutExpired):
+        victim.wait(timeout=max(delay, 1e-3))
+    victim.send_signal(signal.SIGKILL)
+    victim.wait()
+    assert not (tmp_path / "killed.zarr").exists()
+    assert start("killed", tmp_path / "killed.zarr").wait() == 0
+    manifests = [json.loads((tmp_path / name / store.MANIFEST).read_text()) for name in ("clean.zarr", "killed.zarr")]
+    assert manifests[0] == manifests[1]
