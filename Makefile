@@ -7,10 +7,12 @@ READY := $(VENV)/.ready
 PYTHON ?= $(shell for p in python3 python3.12 python3.11; do $$p -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && { echo $$p; break; }; done)
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
+export VIRTUAL_ENV := $(CURDIR)/$(VENV)
 # No dependency reports anything to anyone; .dvc/config says the same for DVC.
 export DVC_NO_ANALYTICS := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 export DO_NOT_TRACK := 1
+export ITERATIVE_DO_NOT_TRACK := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-fast check format clean

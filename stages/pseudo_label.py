@@ -31,7 +31,8 @@ def main() -> None:
     truth = read_labels(paths.ground_truth("train"), table)
     quality = pseudo_label.label_quality(kept, truth, settings.evaluate.empty_class)
     logger.info("pseudo_label@%s: %s", method, ", ".join(f"{key} {value}" for key, value in quality.items()))
-    logger.info("pseudo_label@%s: the maximum counts for %.1f %% of entries", method, 100 * labels.share_of_maximum)
+    if method == "cdul" and labels.share_of_maximum == 0:
+        logger.warning("pseudo_label.cdul.threshold is above every score: the aggregate is the plain minimum")
     store.write_json(Path(f"metrics/labels/{method}.json"), {"train": quality})
 
 

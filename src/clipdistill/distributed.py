@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     import torch
 
 COMPUTE_FILE = Path("compute.yaml")
+COMPUTE_FILE_VARIABLE = "CLIPDISTILL_COMPUTE_FILE"
+_LAUNCHED_VARIABLE = "CLIPDISTILL_LAUNCHED"
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Count = Annotated[int, Field(ge=1)]
@@ -50,6 +52,11 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
+def is_first_to_finish() -> bool:
+    """Whether this process ends the stage: rank 0, unless another process started the ranks and waits for them."""
+    return rank() == 0 and _LAUNCHED_VARIABLE not in os.environ
+
+
 def cores() -> int:
     """Processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -65,11 +72,11 @@ class Compute(Section):
     batch_size: Count | None = Field(None, description="images a pass without gradients; null: by stage")
 
     @classmethod
-    def load(cls, path: Path = COMPUTE_FILE) -> Self:
+    def load(cls, path: Path | None = None) -> Self:
         """Read the settings.
 
         Args:
-            path: YAML file; without one, defaults.
+            path: YAML file; None: $CLIPDISTILL_COMPUTE_FILE, or compute.yaml here. Without one, defaults.
 
         Returns:
             The file's settings, with those of the environment over them.
@@ -77,6 +84,7 @@ class Compute(Section):
         Raises:
             ParamsError: the file is no mapping in YAML, or a key is unknown, of a wrong type or out of range.
         """
+        path = path or Path(os.environ.get(COMPUTE_FILE_VARIABLE, COMPUTE_FILE))
         settings = _file_settings(path)
         origin = dict.fromkeys(settings, str(path))
         for name in cls.model_fields:
@@ -199,6 +207,7 @@ def _launch_several(command: list[str], processes: int) -> None:
     # The launcher replaces the handlers of these signals and does not put them back.
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
     handlers = {number: signal.getsignal(number) for number in numbers}
+    os.environ[_LAUNCHED_VARIABLE] = "1"
     try:
         elastic_launch(config, sys.executable)(*command)
     except ChildFailedError as error:
@@ -209,6 +218,7 @@ def _launch_several(command: list[str], processes: int) -> None:
             raise KeyboardInterrupt from None
         sys.exit(128 + error.sigval)
     finally:
+        del os.environ[_LAUNCHED_VARIABLE]
         for number, handler in handlers.items():
             signal.signal(number, handler)
 

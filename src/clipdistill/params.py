@@ -63,6 +63,12 @@ class DatasetParams(Section):
         89_478_485, description="pixels above which an image is refused before it is decoded"
     )
 
+    @model_validator(mode="after")
+    def _name_is_not_taken(self) -> Self:
+        if self.name in ("raw", "teachers"):
+            raise ValueError(f"name {self.name!r} is a folder of the pipeline's own; choose another")
+        return self
+
 
 class ScenesParams(Section):
     """The generated data set `scenes` and the captioned images that go with it (stage `generate`)."""
@@ -153,8 +159,6 @@ class SnippetViewParams(Section):
 class ViewParams(Section):
     """What CLIP looks at."""
 
-    model_config = ConfigDict(populate_by_name=True)
-
     whole: GlobalViewParams = Field(GlobalViewParams(), alias="global", description="the whole image")
     snippets: SnippetViewParams = Field(SnippetViewParams(), description="a grid or tiles")
 
@@ -193,6 +197,12 @@ class StudentParams(Section):
     sha256: Sha256 = Field("", description="SHA-256 of `weights` where it is a file")
     image_size: Annotated[int, Field(ge=32, le=2048)] = Field(96, description="side of its input, pixels")
     output_stride: Literal[8, 16, 32] = Field(32, description="pixels a cell of the activation map (resnets: 16, 8)")
+
+    @model_validator(mode="after")
+    def _a_file_has_its_sum(self) -> Self:
+        if self.weights not in ("none", "imagenet") and not self.sha256:
+            raise ValueError("a file of weights needs its `sha256` (`sha256sum FILE` prints it)")
+        return self
 
 
 class RecipeParams(Section):
@@ -233,7 +243,8 @@ class CdulTrainParams(Section):
 
     @model_validator(mode="after")
     def _step_does_not_overshoot(self) -> Self:
-        bound = self.sigma * (2 * 3.141592653589793) ** 0.5
+        # The reproduction takes an eighth of the step.
+        bound = self.sigma * (2 * 3.141592653589793) ** 0.5 * (8 if self.variant == "reproduction" else 1)
         if self.step > bound:
             raise ValueError(
                 f"step {self.step:g} overshoots the prediction: with sigma {self.sigma:g} at most {bound:.4g}"
@@ -279,11 +290,11 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key_node, _ in node.value:
-            if key_node.value in seen:
+            if str(key_node.value) in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"key {key_node.value!r} stands twice", key_node.start_mark
                 )
-            seen.add(key_node.value)
+            seen.add(str(key_node.value))
         return super().construct_mapping(node, deep)
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,18 @@ WORK_ROOT_VARIABLE = "CLIPDISTILL_WORK"
 def work_root() -> Path:
     """Folder of unfinished work: $CLIPDISTILL_WORK, or .work in the current folder."""
     return Path(os.environ.get(WORK_ROOT_VARIABLE, ".work"))
+
+
+def code_digest(parts: Sequence[str]) -> str:
+    """Digest of the project's own code: a killed run is not finished by another version of it.
+
+    Args:
+        parts: modules, or folders of them, relative to the package.
+    """
+    package = Path(__file__).parent
+    patterns = [part if part.endswith(".py") else f"{part}/*.py" for part in parts]
+    files = [file for pattern in patterns for file in package.glob(pattern)]
+    return store.fingerprint([store.file_sha256(file) for file in sorted(files)])
 
 
 class Work:
@@ -57,7 +69,6 @@ class Work:
 
     def _make(self, ready: Mapping[str, store.Array], provenance: store.Provenance) -> None:
         if not (self._markers.is_dir() and self.store.is_dir()):
-            shutil.rmtree(self.folder, ignore_errors=True)
             making = self.folder.with_name(f"{self.folder.name}.{os.getpid()}.partial")
             shutil.rmtree(making, ignore_errors=True)
             (making / "done").mkdir(parents=True)
@@ -67,7 +78,13 @@ class Work:
                 store.require_finite(array, f"{self.store}: {name}")
                 if array.size:
                     group[name][...] = array
-            making.rename(self.folder)
+            try:
+                making.rename(self.folder)
+            except OSError:
+                # Another process of the same stage was first; anything else would leave no folder.
+                shutil.rmtree(making)
+                if not self._markers.is_dir():
+                    raise
         self._group: store.ZarrGroup = zarr.open_group(store=str(self.store), mode="r+")
 
     @property

@@ -18,10 +18,10 @@ def unit(rows: int) -> np.ndarray:
     return values / np.linalg.norm(values, axis=1, keepdims=True)
 
 
-def embeddings(path: Path, table: ImageTable, per_image: int, **changes: object) -> np.ndarray:
-    values = unit(len(table) * per_image).astype(np.float16)
-    offset = np.arange(len(table) + 1) * per_image
-    provenance = {**TEACHER, "table": table.fingerprint} | changes
+def embeddings(path: Path, images: ImageTable, per_image: int, **changes: object) -> np.ndarray:
+    values = unit(len(images) * per_image).astype(np.float16)
+    offset = np.arange(len(images) + 1) * per_image
+    provenance = {**TEACHER, "table": images.fingerprint} | changes
     store.write_group(path, {"embedding": values, "offset": offset}, provenance)
     return values.astype(np.float64)
 

@@ -190,3 +190,11 @@ def test_aggregation_refuses_unlawful_arguments() -> None:
         cdul.final_similarity(one, two)
     with pytest.raises(ValueError, match=r"weight must be in \[-1, 1\], but is 1.5"):
         cdul.final_similarity(one, one, 1.5)
+
+
+def test_unknown_entries_count_neither_in_the_sum_nor_in_the_number() -> None:
+    labels, logits = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[2.0, -1.0], [0.5, 0.3]])
+    known = torch.tensor([[True, False], [True, True]])
+    expected = torch.stack([cdul.bernoulli_kl(labels[i, j], logits[i, j]) for i, j in ((0, 0), (1, 0), (1, 1))]).mean()
+    torch.testing.assert_close(cdul.bernoulli_kl(labels, logits, known), expected)
+    assert cdul.bernoulli_kl(labels, logits, torch.zeros_like(known)) == 0

@@ -106,3 +106,11 @@ def test_the_directions_of_the_two_variants() -> None:
     torch.testing.assert_close(default.loss(labels, logits), forward.mean())
     p, q = torch.softmax(logits, dim=1), labels / labels.sum()
     torch.testing.assert_close(study.loss(labels, logits), (p * (p / q).log()).sum())
+
+
+def test_unknown_labels_teach_nothing() -> None:
+    logits = torch.tensor([[0.3, -0.4]], requires_grad=True)
+    FixedLabels().loss(torch.tensor([[1.0, -1.0]]), logits).backward()
+    assert logits.grad is not None
+    assert logits.grad[0, 0] < 0
+    assert logits.grad[0, 1] == 0

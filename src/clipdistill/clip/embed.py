@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +25,7 @@ from clipdistill.clip.teacher import Teacher
 from clipdistill.clip.views import ViewTable
 from clipdistill.datasets.table import ImageTable
 from clipdistill.errors import TeacherError
-from clipdistill.work import Work
+from clipdistill.work import Work, code_digest
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +33,9 @@ Embeddings = npt.NDArray[np.float16]
 Progress = Callable[[int], None]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+# What stands between an image file and its embedding.
+_CODE = ["store.py", "work.py", "clip/embed.py", "clip/preprocessing.py", "clip/views.py", "datasets/images.py"]
 
 # A shard is a file. DVC's cost is per file and a killed run repeats at most the shards in flight: so at most 64 files,
 # none below 1,024 views or above 262,144 (512 MB at width 1,024).
@@ -142,7 +144,14 @@ class ViewSource:
         return self.transform(self.table.open(image), self.views.box[low:high])
 
 
-def prepare(stage: str, teacher: Teacher, table: ImageTable, views: ViewTable, provenance: dict[str, Any]) -> Work:
+def prepare(
+    stage: str,
+    teacher: Teacher,
+    table: ImageTable,
+    views: ViewTable,
+    provenance: dict[str, Any],
+    arithmetic: Sequence[Any] = (),
+) -> Work:
     """Open the work folder of an embedding array, making it if there is none for these inputs.
 
     Args:
@@ -151,13 +160,15 @@ def prepare(stage: str, teacher: Teacher, table: ImageTable, views: ViewTable, p
         table: images.
         views: their views.
         provenance: precision and view parameters.
+        arithmetic: what the last bit of a sum may depend on (device, batch, threads): not part of the artifact's
+            provenance, but a killed run is not finished with another.
 
     Returns:
         Work with an array `embedding` float16 [V, D] to fill, and `box`, `offset` filled.
     """
     full = {**provenance, **teacher.identity, "table": table.fingerprint}
     specs = {"embedding": store.ArraySpec((len(views), _width(teacher)), "float16", shard_rows(views))}
-    identity = {**full, "code": code_digest(), "rows": shard_rows(views), "views": len(views)}
+    identity = {**full, "code": code_digest(_CODE), "rows": shard_rows(views), "arithmetic": list(arithmetic)}
     return Work(stage, identity, specs, {"box": views.box, "offset": views.offset}, full)
 
 
@@ -166,13 +177,6 @@ def _width(teacher: Teacher) -> int:
     size = teacher.preprocessing.size
     with torch.inference_mode():
         return int(teacher.model.encode_image(torch.zeros(1, 3, size, size)).shape[1])
-
-
-def code_digest() -> str:
-    """Digest of the code between an image file and its embedding: a killed run is not finished by other code."""
-    package = Path(__file__).parents[1]
-    names = ["store.py", "work.py", "clip/embed.py", "clip/preprocessing.py", "clip/views.py", "datasets/images.py"]
-    return store.fingerprint([store.file_sha256(package / name) for name in names])
 
 
 def fill(

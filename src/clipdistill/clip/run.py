@@ -8,21 +8,34 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
+from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from clipdistill import distributed
 from clipdistill.clip import embed, teacher, views
 from clipdistill.clip.preprocessing import Resize, ViewTransform
 from clipdistill.datasets.table import SPLITS, ImageTable
+from clipdistill.errors import ParamsError
 from clipdistill.params import Params
 from clipdistill.stage import Paths
 from clipdistill.work import Work
 
 logger = logging.getLogger(__name__)
 
+KINDS = ("global", "snippets")
 CPU_BATCH, GPU_BATCH = 64, 256
+
+
+class _Arithmetic(NamedTuple):
+    """What the last bit of an embedding may depend on."""
+
+    device: str
+    batch: int
+    threads: int
+    torch: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,35 +51,46 @@ class _Job:
 def embed_views(kind: str, params: Params, command: list[str]) -> None:
     """Embed the views of one kind in every split.
 
-    Called in the stage's own process it prepares, starts `command` once for each process where there are several, and
-    seals. Called in one of those processes it fills that process's shards and returns.
+    Called in one process it prepares, starts `command` once for each process where there are several, and seals.
+    Called by several, as torchrun starts them, each fills its shards; the first seals once all are done.
 
     Args:
         kind: "global" or "snippets".
         params: all parameters.
         command: the stage's script and its arguments.
+
+    Raises:
+        ParamsError: an unknown kind.
+        ClipdistillError: what loading, reading or writing refuses.
     """
+    if kind not in KINDS:
+        raise ParamsError(f"embed: unknown kind of view {kind!r}; there are {' and '.join(KINDS)}")
     compute = distributed.Compute.load()
     device = compute.torch_device()
-    processes = compute.process_count(device, per_core=True)
     model = teacher.load(params.clip)
-    jobs = _jobs(kind, params, model)
-    if distributed.world_size() > 1:
-        _fill(kind, params, model, jobs, compute, device)
-        return
+    jobs = _jobs(kind, params, model, _arithmetic(compute, device))
     pending = sum(len(job.work.pending()) for job in jobs)
-    if pending:
-        processes = min(processes, pending)
-        if processes > 1:
-            distributed.launch(command, processes)
-        else:
-            _fill(kind, params, model, jobs, compute, device)
-    paths = Paths(params.dataset.name)
-    for job in jobs:
-        job.work.seal(paths.embeddings(job.split, kind))
+    processes = min(compute.process_count(device, per_core=True), pending)
+    if distributed.world_size() == 1 and processes > 1:
+        distributed.launch(command, processes)
+    elif pending or distributed.world_size() > 1:
+        _fill(kind, params, model, jobs, compute, device)
+    if distributed.world_size() > 1:
+        with distributed.process_group(torch.device("cpu")):
+            distributed.barrier()
+    if distributed.is_first_to_finish():
+        for job in jobs:
+            job.work.seal(Paths(params.dataset.name).embeddings(job.split, kind))
 
 
-def _jobs(kind: str, params: Params, model: teacher.Teacher) -> list[_Job]:
+def _arithmetic(compute: distributed.Compute, device: torch.device) -> _Arithmetic:
+    """Device, batch and threads: one thread a process unless told otherwise, and so any number of processes."""
+    on_cpu = device.type == "cpu"
+    batch = compute.batch_size or (CPU_BATCH if on_cpu else GPU_BATCH)
+    return _Arithmetic(device.type, batch, (compute.threads or 1) if on_cpu else 0, torch.__version__)
+
+
+def _jobs(kind: str, params: Params, model: teacher.Teacher, arithmetic: _Arithmetic) -> list[_Job]:
     paths = Paths(params.dataset.name)
     section = params.views.whole if kind == "global" else params.views.snippets
     provenance = {"kind": kind, "precision": params.clip.precision, "views": section.model_dump()}
@@ -74,7 +98,7 @@ def _jobs(kind: str, params: Params, model: teacher.Teacher) -> list[_Job]:
     for split in SPLITS:
         table = ImageTable.load(paths.table(split))
         boxes = views.whole(table) if kind == "global" else views.snippets(table, params.views.snippets)
-        work = embed.prepare(f"embed/{kind}-{split}", model, table, boxes, provenance)
+        work = embed.prepare(f"embed/{kind}-{split}", model, table, boxes, provenance, arithmetic)
         jobs.append(_Job(split, table, boxes, work))
     return jobs
 
@@ -90,12 +114,11 @@ def _fill(
     """Fill this process's share: every world_size-th shard of each job, the first one turning with the job."""
     rank, world = distributed.rank(), distributed.world_size()
     if device.type == "cpu":
-        # One thread a process unless told otherwise: another number may round the last bit of a sum differently.
-        torch.set_num_threads(compute.threads or 1)
+        torch.set_num_threads(_arithmetic(compute, device).threads)
     encoder = embed.ImageEncoder(model, params.clip.precision, device)
     resize: Resize = params.views.whole.resize if kind == "global" else params.views.snippets.resize
     transform = ViewTransform(model.preprocessing, resize)
-    batch = compute.batch_size or (CPU_BATCH if device.type == "cpu" else GPU_BATCH)
+    batch = _arithmetic(compute, device).batch
     threads = compute.workers or (1 if device.type == "cpu" else 8)
     shares = {job.split: [s for s in job.work.pending() if (s + turn) % world == rank] for turn, job in enumerate(jobs)}
     total = sum(_rows(job, shares[job.split]) for job in jobs)
@@ -120,7 +143,7 @@ def _progress(name: str, total: int, shown: bool) -> Iterator[embed.Progress]:
             TextColumn("{task.completed:,.0f}/{task.total:,.0f} views, {task.fields[rate]:,.0f} views/s"),
             TimeRemainingColumn(),
         )
-        with Progress(*columns, console=None) as bar:
+        with Progress(*columns, console=Console(stderr=True)) as bar:
             task = bar.add_task(name, total=total, rate=0.0)
             begin = time.monotonic()
             done = 0

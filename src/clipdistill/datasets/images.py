@@ -88,5 +88,7 @@ def read(path: Path, expected_hash: str, max_pixels: int) -> Image.Image:
             f"{path}: cannot be read ({error.strerror}); `dvc repro format` checks all"
         ) from None
     if content_hash(data) != expected_hash:
-        raise UnreadableImageError(f"{path}: its bytes have changed since the image table was made; run `dvc repro`")
+        raise UnreadableImageError(
+            f"{path}: its bytes have changed since the image table was made; run `dvc repro --force format`"
+        )
     return decode(data, str(path), max_pixels)

@@ -87,13 +87,14 @@ class ImageTable:
         return images.read(self.root / self.paths[row], self.hashes[row], self.max_pixels)
 
     def write(self, path: Path) -> None:
-        """Write the table as Parquet, with the image root in its metadata."""
+        """Write the table as Parquet, and beside it where the images lie: moving them changes no byte of the table."""
         columns = [self.ids, self.paths, self.widths, self.heights, self.sizes, self.hashes]
         arrays = [pa.array(column, type=kind.type) for column, kind in zip(columns, _SCHEMA, strict=True)]
-        metadata = {"image_root": self.root.as_posix(), "max_pixels": str(self.max_pixels)}
         buffer = io.BytesIO()
-        pq.write_table(pa.Table.from_arrays(arrays, schema=_SCHEMA.with_metadata(metadata)), buffer)
+        pq.write_table(pa.Table.from_arrays(arrays, schema=_SCHEMA), buffer)
         store.write_atomically(path, buffer.getvalue())
+        place = {"image_root": self.root.as_posix(), "max_pixels": self.max_pixels}
+        store.write_atomically(path.with_suffix(".yaml"), yaml.safe_dump(place).encode())
 
     @classmethod
     def load(cls, path: Path) -> ImageTable:
@@ -104,23 +105,23 @@ class ImageTable:
         """
         try:
             table = pq.read_table(path)
-        except FileNotFoundError:
-            raise ArtifactError(f"{path} is missing: run `dvc repro format`, or `dvc pull`") from None
-        except pa.ArrowInvalid as error:
-            raise ArtifactError(f"{path} is not a Parquet file ({error}): run `dvc repro format`") from None
-        metadata = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
-        if table.schema.remove_metadata() != _SCHEMA or "image_root" not in metadata:
+            place = yaml.safe_load(path.with_suffix(".yaml").read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise ArtifactError(f"{error.filename or path} is missing: run `dvc repro format`, or `dvc pull`") from None
+        except (pa.ArrowInvalid, yaml.YAMLError) as error:
+            raise ArtifactError(f"{path} cannot be read ({error}): run `dvc repro format`") from None
+        if table.schema.remove_metadata() != _SCHEMA or set(place) != {"image_root", "max_pixels"}:
             raise ArtifactError(f"{path} is not an image table of this version: run `dvc repro format`")
         column = {name: table.column(name) for name in table.column_names}
         return cls(
-            root=Path(metadata["image_root"]),
+            root=Path(place["image_root"]),
             ids=column["id"].to_pylist(),
             paths=column["path"].to_pylist(),
             widths=column["width"].to_numpy(),
             heights=column["height"].to_numpy(),
             sizes=column["bytes"].to_numpy(),
             hashes=column["hash"].to_pylist(),
-            max_pixels=int(metadata["max_pixels"]),
+            max_pixels=place["max_pixels"],
         )
 
 

@@ -183,7 +183,7 @@ def gradient_alignment(
     return torch.sigmoid(torch.logit(y) - step * psi * _GRADIENTS[head](y, p))
 
 
-def bernoulli_kl(labels: Tensor, logits: Tensor) -> Tensor:
+def bernoulli_kl(labels: Tensor, logits: Tensor, known: Tensor | None = None) -> Tensor:
     """Loss of the sigmoid head: mean over batch and classes of KL(label || sigmoid(logit)).
 
     Its gradient for the logits is that of binary cross-entropy on soft labels; its minimum is 0.
@@ -191,6 +191,7 @@ def bernoulli_kl(labels: Tensor, logits: Tensor) -> Tensor:
     Args:
         labels: [B, C], in [0, 1].
         logits: [B, C].
+        known: bool [B, C]; entries that are false count neither in the sum nor in the number. None: all are known.
 
     Returns:
         Scalar, at least float32.
@@ -201,8 +202,10 @@ def bernoulli_kl(labels: Tensor, logits: Tensor) -> Tensor:
     _require_same_shape(labels=labels, logits=logits)
     y = _at_least_float32(labels)
     cross_entropy = F.binary_cross_entropy_with_logits(_at_least_float32(logits), y, reduction="none")
-    entropy: Tensor = torch.special.entr(y) + torch.special.entr(1 - y)
-    return (cross_entropy - entropy).mean()
+    divergence: Tensor = cross_entropy - torch.special.entr(y) - torch.special.entr(1 - y)
+    if known is None:
+        return divergence.mean()
+    return (divergence * known).sum() / known.sum().clamp(min=1)
 
 
 def categorical_kl(labels: Tensor, logits: Tensor) -> Tensor:

@@ -53,14 +53,14 @@ def train_method(method: str, params: Params, command: list[str]) -> None:
             stage=f"train/{method}",
             compute=compute,
         )
-    if distributed.world_size() == 1:
-        _write_report(method, params, paths, truth.train)
+    if distributed.is_first_to_finish():
+        _write_report(method, paths, truth.train)
 
 
 def first_labels(method: str, paths: Paths, table: ImageTable) -> npt.NDArray[np.float32]:
-    """First labels of a method, float32 [N, C] in [0, 1]; in the ground truth, what is unknown counts as absent."""
+    """First labels of a method, float32 [N, C] in [0, 1]; in the ground truth -1 where it is unknown."""
     if method == "supervised":
-        return np.maximum(read_labels(paths.ground_truth("train"), table), 0).astype(np.float32)
+        return read_labels(paths.ground_truth("train"), table).astype(np.float32)
     return store.read_group(paths.labels(method), {"table": table.fingerprint}).read("labels")
 
 
@@ -78,7 +78,7 @@ def _truth(paths: Paths, table: ImageTable) -> Truth:
     return Truth(train=train_labels, val_table=None if val_labels is None else val, val=val_labels)
 
 
-def _write_report(method: str, params: Params, paths: Paths, truth: Labels | None) -> None:
+def _write_report(method: str, paths: Paths, truth: Labels | None) -> None:
     """Quality of the labels before and after training, for people; nothing reads it back."""
     group = store.read_group(paths.refined(method))
     last = group.shape("labels")[0] - 1
@@ -86,7 +86,7 @@ def _write_report(method: str, params: Params, paths: Paths, truth: Labels | Non
     if truth is not None:
         states = {"initial": 0, "refined": last} if last else {"initial": 0}
         labels = {name: torch.from_numpy(group.read("labels", row, row + 1)[0]) for name, row in states.items()}
-        report = pseudo_label.label_quality(labels, truth, params.evaluate.empty_class)
+        report = pseudo_label.label_quality(labels, truth, "skip")
     store.write_json(Path(f"metrics/train/{method}.json"), {"train": report})
 
 

@@ -36,7 +36,7 @@ class Supervision(Protocol):
 
 
 class FixedLabels:
-    """Soft labels that stay as they are, learnt with a sigmoid head."""
+    """Labels that stay as they are, learnt with a sigmoid head; negative ones are unknown and left out."""
 
     head: Head = "sigmoid"
     per_batch = False
@@ -48,7 +48,8 @@ class FixedLabels:
 
     def loss(self, labels: Tensor, logits: Tensor) -> Tensor:
         """Bernoulli KL(label || prediction): binary cross-entropy less a constant."""
-        return cdul.bernoulli_kl(labels, logits)
+        known = labels >= 0
+        return cdul.bernoulli_kl(labels.clamp(min=0), logits, None if bool(known.all()) else known)
 
     def due(self, epoch: int) -> bool:  # noqa: ARG002 - the loop asks every method
         """Never."""

@@ -21,9 +21,12 @@ from clipdistill.students.classifier import Student
 from clipdistill.training import checkpoint
 from clipdistill.training.loop import Machine, Task, Trainer, Truth
 from clipdistill.training.supervision import Supervision
-from clipdistill.work import work_root
+from clipdistill.work import code_digest, work_root
 
 SoftLabels = npt.NDArray[np.float32]
+
+# What a checkpoint must not outlive: a killed run is not finished by other code.
+_CODE = ["training", "students", "methods/cdul.py"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +66,7 @@ def train_student(
 
     Args:
         table: N images.
-        labels: float32 [N, C], first soft labels, in [0, 1].
+        labels: float32 [N, C], first soft labels, in [0, 1]; with `FixedLabels` also -1, unknown.
         classes: C names.
         student: the network.
         recipe: its training.
@@ -90,7 +93,7 @@ def train_student(
     truth = truth or Truth()
     task = Task(table, torch.from_numpy(labels), student, recipe, supervision, truth)
     provenance = _provenance(task, dtype)
-    identity = [provenance, classes, _truth_identity(truth), device.type]
+    identity = [provenance, classes, _truth_identity(truth), device.type, code_digest(_CODE)]
     folder = work_root() / stage / store.fingerprint(identity)[:32]
     with distributed.process_group(device):
         trainer = Trainer(task, machine, folder, outputs.curves)
@@ -147,10 +150,12 @@ def _check_labels(labels: SoftLabels, images: int, classes: int) -> None:
             f"{labels.dtype} {list(labels.shape)}: run `dvc repro` to make them from this image table"
         )
     # Written so that NaN counts as outside.
-    outside = ~((labels >= 0) & (labels <= 1))
+    outside = ~(((labels >= 0) & (labels <= 1)) | (labels == -1))
     if outside.any():
         row, column = np.argwhere(outside)[0]
-        raise ArtifactError(f"labels must lie in [0, 1]; row {row}, column {column} is {labels[row, column]}")
+        raise ArtifactError(
+            f"labels must lie in [0, 1], or be -1 where unknown; row {row}, column {column} is {labels[row, column]}"
+        )
 
 
 def _check_batches(images: int, batch_size: int) -> None:
