@@ -17,7 +17,7 @@ from clipdistill import stage, store
 from clipdistill.datasets.table import ImageTable, read_classes, read_labels
 from clipdistill.students import model_folder, preprocessing
 
-SIDE, GAP, LEGEND = 384, 36, 60
+SIDE, GAP, LEGEND = 384, 36, 28
 SIZE = (1280, SIDE + LEGEND + 2 * GAP)
 PAPER, INK, FAINT = "#fafaf7", "#26262b", "#8a8a92"
 METHODS = {
@@ -97,7 +97,7 @@ def main() -> None:
     captions = GAP + SIDE + 22
     draw.text((GAP, captions), "a scene and its nine snippets", fill=INK, font=font(18))
     draw.text((SIZE[0] - GAP - SIDE, captions), "where the student sees them", fill=INK, font=font(18))
-    x = GAP + SIDE + 40
+    x = GAP + SIDE + 16
     for name, colour in METHODS.values():
         draw.rectangle([x, captions + 5, x + 13, captions + 18], fill=colour)
         draw.text((x + 19, captions + 1), name, fill=INK, font=font(15))
