@@ -1,6 +1,5 @@
 """Stage evaluate@METHOD: scores and ground truth of the evaluation split to metrics."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ from clipdistill.evaluation import report
 
 def main() -> None:
     """Read predictions/<method>.zarr and labels.zarr; write metrics/<method>.json and the plot of each class."""
-    method = sys.argv[1]
+    (method,) = stage.arguments("METHOD")
     settings = params.load()
     paths = stage.Paths(settings.dataset.name)
     table = ImageTable.load(paths.table("val"))
@@ -23,9 +22,12 @@ def main() -> None:
     if "untrained" in predictions.provenance:
         # Nothing was predicted: evaluated as if nothing were known, which gives no figure at all.
         scores, truth = np.zeros(truth.shape, dtype=np.float32), np.full_like(truth, -1)
+    epochs = None
+    if "chosen" in predictions.names:
+        epochs = report.Epochs(predictions.read("epochs"), int(predictions.read("chosen")[0]))
     metrics = Path("metrics")
     per_class = metrics / "average_precision" / f"{method}.csv"
-    report.write(scores, truth, names, settings.evaluate, metrics / f"{method}.json", per_class)
+    report.write(scores, truth, names, settings.evaluate, metrics / f"{method}.json", per_class, epochs)
 
 
 if __name__ == "__main__":

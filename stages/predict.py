@@ -1,6 +1,4 @@
-"""Stage predict@METHOD: a student's scores of the evaluation split; METHOD is cdul, global or supervised."""
-
-import sys
+"""Stage predict@METHOD: a student's scores of the evaluation split; METHOD is cdul, ccd, global or supervised."""
 
 import numpy as np
 
@@ -8,11 +6,12 @@ from clipdistill import distributed, params, stage, store
 from clipdistill.datasets.table import ImageTable
 from clipdistill.students import untrained
 from clipdistill.training.predict import predict_scores
+from clipdistill.training.train import EPOCHS
 
 
 def main() -> None:
     """Read models/<method>; write predictions/<method>.zarr."""
-    method = sys.argv[1]
+    (method,) = stage.arguments("METHOD")
     paths = stage.Paths(params.load().dataset.name)
     table = ImageTable.load(paths.table("val"))
     provenance = {"table": table.fingerprint, "method": method}
@@ -20,7 +19,12 @@ def main() -> None:
         scores, provenance = np.empty((0, 0), dtype=np.float32), {**provenance, "untrained": reason}
     else:
         scores = predict_scores(paths.model(method), table, distributed.Compute.load())
-    store.write_group(paths.predictions(method), {"scores": scores}, provenance)
+    arrays = {"scores": scores}
+    if (epochs := paths.model(method) / EPOCHS).exists():
+        # What the other epochs would have given goes with the chosen one's, for the report.
+        group = store.read_group(epochs)
+        arrays |= {"epochs": group.read("scores"), "chosen": group.read("chosen")}
+    store.write_group(paths.predictions(method), arrays, provenance)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,5 @@
 """Stage predict_teacher@METHOD: cosines of the evaluation split to scores; METHOD is teacher or teacher_views."""
 
-import sys
-
 from clipdistill import params, stage, store
 from clipdistill.datasets.table import ImageTable
 from clipdistill.training import pseudo_label
@@ -9,7 +7,7 @@ from clipdistill.training import pseudo_label
 
 def main() -> None:
     """Read similarity.zarr; write predictions/<method>.zarr."""
-    method = sys.argv[1]
+    (method,) = stage.arguments("METHOD")
     settings = params.load()
     paths = stage.Paths(settings.dataset.name)
     table = ImageTable.load(paths.table("val"))

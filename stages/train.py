@@ -1,6 +1,5 @@
-"""Stage train@METHOD: labels and images to a student; METHOD is cdul, global or supervised. Also under torchrun."""
+"""Stage train@METHOD: labels to a student; METHOD is cdul, ccd, global or supervised. Also under torchrun."""
 
-import sys
 from pathlib import Path
 
 from clipdistill import params, stage
@@ -9,7 +8,7 @@ from clipdistill.training.methods import train_method
 
 def main() -> None:
     """Read the image tables and the method's labels; write models/<method>, refined/<method>.zarr and the curves."""
-    method = sys.argv[1]
+    (method,) = stage.arguments("METHOD")
     train_method(method, params.load(), [str(Path(__file__)), method])
 
 

@@ -52,8 +52,8 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
-def is_first_to_finish() -> bool:
-    """Whether this process ends the stage: rank 0, unless another process started the ranks and waits for them."""
+def is_leader() -> bool:
+    """Whether this process begins and ends the stage: rank 0, unless another started the ranks and waits."""
     return rank() == 0 and _LAUNCHED_VARIABLE not in os.environ
 
 
@@ -187,6 +187,22 @@ def launch(command: list[str], processes: int) -> None:
         _launch_several(command, processes)
     elif code := subprocess.run([sys.executable, *command], check=False).returncode:
         _fail(command, 0, 1, code)
+
+
+def launch_where_several(command: list[str], compute: Compute) -> bool:
+    """Run a stage's own script in as many processes as this machine is set to, where that is more than one.
+
+    Args:
+        command: script and arguments.
+        compute: device and number of processes.
+
+    Returns:
+        Whether it was done; if not, this process is to do the work itself.
+    """
+    processes = 1 if world_size() > 1 else compute.process_count(compute.torch_device())
+    if processes > 1:
+        _launch_several(command, processes)
+    return processes > 1
 
 
 def _launch_several(command: list[str], processes: int) -> None:

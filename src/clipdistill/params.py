@@ -17,6 +17,9 @@ from clipdistill.errors import ParamsError
 
 PARAMS_FILE = Path("params.yaml")
 
+MAX_ROUNDS = 4
+"""Updates of CCD's labels that the pipeline has stages for."""
+
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Sha256 = Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
@@ -156,11 +159,21 @@ class SnippetViewParams(Section):
     )
 
 
+class CamViewParams(Section):
+    """Boxes that the student's class activation maps point at (stage `embed@cam`)."""
+
+    resize: Literal["open_clip", "squash"] = Field(
+        "squash",
+        description="squash: the whole view to the model's square; open_clip: the model's own, loses the sides",
+    )
+
+
 class ViewParams(Section):
     """What CLIP looks at."""
 
     whole: GlobalViewParams = Field(GlobalViewParams(), alias="global", description="the whole image")
     snippets: SnippetViewParams = Field(SnippetViewParams(), description="a grid or tiles")
+    cam: CamViewParams = Field(CamViewParams(), description="where the student points")
 
 
 class CdulLabelParams(Section):
@@ -260,6 +273,73 @@ class TrainParams(Section):
     cdul: CdulTrainParams = Field(CdulTrainParams(), description="CDUL's refinement")
 
 
+class CcdBiasParams(Section):
+    """CLIP's bias: its mean top-1 score of each class."""
+
+    entropy_max: Annotated[float, Field(gt=0)] = Field(
+        2.0, description="nats: images whose scores are less sure do not count"
+    )
+    min_count: Annotated[int, Field(ge=1)] = Field(
+        1, description="images that a class needs; one with fewer takes the mean of all classes' images"
+    )
+
+
+class CcdLocalizeParams(Section):
+    """Where the student points (stage `localize@ccd`)."""
+
+    image_size: Annotated[int, Field(ge=32, le=2048)] = Field(96, description="side of the student's input, pixels")
+    output_stride: Literal[8, 16, 32] = Field(
+        16, description="pixels a cell of the map; finer than the training's by dilation, not by other weights"
+    )
+    classes_per_image: Annotated[float, Field(gt=0)] = Field(
+        4.0, description="mean number of classes an image that are looked for, and so of views"
+    )
+    mask: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.95, description="share of a map's range from which a place belongs to the object"
+    )
+    margin: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.2, description="border around the object, as a share of the image's side"
+    )
+    component: Literal["all", "largest", "peak"] = Field(
+        "all", description="part of the mask that is boxed: all, its largest component, or that of the maximum"
+    )
+
+
+class CcdTrainParams(Section):
+    """Training of CCD's students (stages `warmup@ccd`, `train@ccd`), beyond the shared recipe."""
+
+    warmup_epochs: Annotated[int, Field(ge=1)] = Field(3, description="passes on the initial labels")
+    round_epochs: Annotated[int, Field(ge=1)] = Field(3, description="passes between two updates of the labels")
+    epochs: Annotated[int, Field(ge=1)] = Field(4, description="passes after the last update")
+    boost: Annotated[float, Field(gt=0)] = Field(1.0, description="factor of the positive parts of the maps (BoostLU)")
+    unsure_weight: Fraction = Field(
+        1.0, description="weight in the loss of images above `bias.entropy_max`, before the consistency loss"
+    )
+    consistency: Annotated[float, Field(ge=0)] = Field(
+        1.0, description="weight of the agreement with the jittered image, after the last update"
+    )
+    jitter: Annotated[float, Field(ge=0, le=1)] = Field(0.5, description="strength of that jitter")
+    positive_at: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="label from which a class counts as present for the stopping rule"
+    )
+
+
+class CcdParams(Section):
+    """CCD: the student shows CLIP where to look, and CLIP's answers update the labels."""
+
+    initial: Literal["global", "cdul"] = Field("global", description="labels to start from: the whole image's, CDUL's")
+    update_rounds: Annotated[int, Field(ge=1, le=MAX_ROUNDS)] = Field(
+        2, description="updates of the labels; the paper has 1"
+    )
+    ratio: Fraction = Field(0.2, description="share of the old label in the new one")
+    floor: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="least score before debiasing, 1 / classes say; 0: none"
+    )
+    bias: CcdBiasParams = Field(CcdBiasParams(), description="CLIP's bias")
+    localize: CcdLocalizeParams = Field(CcdLocalizeParams(), description="boxes")
+    train: CcdTrainParams = Field(CcdTrainParams(), description="students")
+
+
 class EvaluateParams(Section):
     """Metrics (stage `evaluate`)."""
 
@@ -281,6 +361,7 @@ class Params(Section):
     views: ViewParams = Field(ViewParams(), description="views")
     pseudo_label: PseudoLabelParams = Field(PseudoLabelParams(), description="first labels")
     train: TrainParams = Field(TrainParams(), description="students")
+    ccd: CcdParams = Field(CcdParams(), description="CCD")
     evaluate: EvaluateParams = Field(EvaluateParams(), description="metrics")
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clipdistill import distributed
-from clipdistill.errors import ClipdistillError
+from clipdistill.errors import ClipdistillError, ParamsError
 
 
 def run(main: Callable[[], None]) -> None:
@@ -24,6 +24,19 @@ def run(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; the same command goes on where it was\n")
         sys.exit(130)
+
+
+def arguments(*names: str) -> list[str]:
+    """Words that follow the stage's name on its command line, one for each of `names`.
+
+    Raises:
+        ParamsError: there are more or fewer; the text says what the stage takes.
+    """
+    found = sys.argv[1:]
+    if len(found) != len(names):
+        stage = Path(sys.argv[0]).stem
+        raise ParamsError(f"stages/run {stage} takes {' '.join(names)}, found {' '.join(found) or 'nothing'}")
+    return found
 
 
 def _report(error: ClipdistillError) -> int:
@@ -88,6 +101,19 @@ class Paths:
     def predictions(self, method: str) -> Path:
         """Scores of a method on the evaluation split."""
         return self.cache / "val" / "predictions" / f"{method}.zarr"
+
+    def ccd(self, update: int) -> Path:
+        """Folder of CCD after an update of the labels, from 1 (0: before the first): labels, student, views."""
+        return self.cache / "ccd" / str(update)
+
+    def ccd_plan(self, update: int) -> Path:
+        """File that says whether a round of CCD after the first is run."""
+        return self.cache / "ccd" / "plan" / f"{update}.json"
+
+    @property
+    def cam_views(self) -> Path:
+        """Boxes that the student points at in the training images, before the first update."""
+        return self.cache / "train" / "views" / "cam.zarr"
 
     def refined(self, method: str) -> Path:
         """Labels of the training split after every refinement."""

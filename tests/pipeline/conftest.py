@@ -27,6 +27,10 @@ MINIATURE: dict[str, Any] = {
         "recipe": {"epochs": 2, "batch_size": 20, "precision": "fp32"},
         "cdul": {"warmup": 0, "step": 1.0, "sigma": 1.0},
     },
+    "ccd": {
+        "localize": {"image_size": 32, "output_stride": 8},
+        "train": {"warmup_epochs": 1, "round_epochs": 1, "epochs": 3},
+    },
 }
 
 

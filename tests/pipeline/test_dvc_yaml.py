@@ -14,7 +14,7 @@ from import_graph import PACKAGE, ROOT, imports_of, modules_of
 
 from clipdistill import params
 
-FILES = ["dvc.yaml", "stages/scenes/dvc.yaml"]
+FILES = ["dvc.yaml", "stages/scenes/dvc.yaml", "stages/ccd/dvc.yaml"]
 ROOMS = ["cli", "training", "clip", "students", "datasets", "evaluation", "methods"]
 FOUNDATION = ["stage", "work", "store", "distributed", "params", "errors", "__init__"]
 
@@ -53,7 +53,7 @@ def _keys(model: type, prefix: str = "") -> set[str]:
 
 @pytest.mark.parametrize("name", STAGES)
 def test_tracked_parameters_exist(name: str) -> None:
-    tracked = {str(key).replace("${key}", "global") for key in STAGES[name].get("params", [])}
+    tracked = {str(key).replace("${key}", "global").replace("${item}", "cam") for key in STAGES[name].get("params", [])}
     tracked = {key for key in tracked if "${" not in key}
     assert tracked <= _keys(params.Params)
 

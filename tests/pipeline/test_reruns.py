@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from conftest import Project
 
 pytestmark = pytest.mark.slow
 
-TRAINED = {"cdul", "global", "supervised"}
+TRAINED = {"cdul", "ccd", "global", "supervised"}
 TEACHERS = {"teacher", "teacher_views"}
 METHODS = TRAINED | TEACHERS
 
@@ -19,29 +20,42 @@ def stages(name: str, items: set[str]) -> set[str]:
 
 
 EVERYTHING = {"generate", "pretrain_clip", "format", "embed_text", "embed@global", "embed@snippets", "similarity"}
-EVERYTHING |= stages("pseudo_label", {"cdul", "global"}) | stages("train", TRAINED) | stages("predict", TRAINED)
+EVERYTHING |= {"plan@ccd", "warmup@ccd", "localize@ccd", "embed@cam", "refine@ccd", "show_views"}
+EVERYTHING |= stages("round", {"2", "3", "4"})
+EVERYTHING |= stages("pseudo_label", {"cdul", "ccd", "global"}) | stages("train", TRAINED) | stages("predict", TRAINED)
 EVERYTHING |= stages("predict_teacher", TEACHERS) | stages("evaluate", METHODS)
+
+ROUNDS = stages("round", {"2", "3", "4"})
 
 RERUNS_FROM: list[tuple[dict[str, Any], set[str]]] = [
     ({"pseudo_label.cdul.threshold": 0.3}, {"pseudo_label@cdul", "predict_teacher@teacher_views"}),
     ({"pseudo_label.cdul.weight": 0.5}, {"pseudo_label@cdul", "predict_teacher@teacher_views"}),
     (
         {"pseudo_label.temperature": 0.02},
-        stages("pseudo_label", {"cdul", "global"}) | stages("predict_teacher", TEACHERS),
+        stages("pseudo_label", {"cdul", "ccd", "global"})
+        | stages("predict_teacher", TEACHERS)
+        | {"refine@ccd", "show_views"}
+        | ROUNDS,
     ),
     (
         {"pseudo_label.standardise": "both"},
-        stages("pseudo_label", {"cdul", "global"}) | stages("predict_teacher", TEACHERS),
+        stages("pseudo_label", {"cdul", "ccd", "global"}) | stages("predict_teacher", TEACHERS),
     ),
     ({"prompts.templates": ["a {}"]}, {"embed_text"}),
     ({"dataset.prompt_names": {"fish": "small fish"}}, {"format"}),
     ({"views.snippets.grid": 2}, {"embed@snippets"}),
+    ({"views.cam.resize": "open_clip"}, {"embed@cam"} | ROUNDS),
     ({"views.global.resize": "squash"}, {"embed@global"}),
-    ({"clip.model": "other"}, {"embed_text", "embed@global", "embed@snippets"}),
-    ({"clip.precision": "bf16"}, {"embed_text", "embed@global", "embed@snippets"}),
-    ({"train.recipe.learning_rate": 0.5}, stages("train", TRAINED)),
-    ({"train.student.backbone": "resnet34"}, stages("train", TRAINED)),
+    ({"clip.model": "other"}, {"embed_text", "embed@global", "embed@snippets", "embed@cam"} | ROUNDS),
+    ({"clip.precision": "bf16"}, {"embed_text", "embed@global", "embed@snippets", "embed@cam"} | ROUNDS),
+    ({"train.recipe.learning_rate": 0.5}, stages("train", TRAINED) | {"warmup@ccd"} | ROUNDS),
+    ({"train.student.backbone": "resnet34"}, stages("train", TRAINED) | {"warmup@ccd"} | ROUNDS),
     ({"train.cdul.step": 0.5}, {"train@cdul"}),
+    ({"ccd.ratio": 0.5}, {"refine@ccd"} | ROUNDS),
+    ({"ccd.localize.margin": 0.1}, {"localize@ccd", "show_views"} | ROUNDS),
+    ({"ccd.initial": "cdul"}, {"warmup@ccd"}),
+    ({"ccd.update_rounds": 1}, {"plan@ccd"}),
+    ({"ccd.train.warmup_epochs": 2}, {"warmup@ccd", "train@ccd"}),
     ({"evaluate.threshold": 0.4}, stages("evaluate", METHODS)),
     ({"scenes.seed": 1}, {"generate"}),
     ({"pretrain_clip.seed": 1}, {"pretrain_clip"}),
@@ -70,6 +84,34 @@ def test_an_experiment_with_another_threshold_runs_the_labels_and_what_follows(p
     for name in EVERYTHING:
         follows = name.endswith("@cdul") or (name.endswith("@teacher_views") and name != "embed")
         assert (f"Running stage '{name}'" in output) == follows, name
+
+
+CLIP_AND_WARM_UP = {"warmup@ccd", "localize@ccd", "embed@global", "embed@snippets", "embed@cam", "embed_text"}
+
+
+def test_another_ratio_runs_the_update_and_neither_the_warm_up_nor_clip(project: Project) -> None:
+    project.set({"ccd.update_rounds": 1})
+    assert CLIP_AND_WARM_UP.isdisjoint(project.repro("evaluate@ccd"))
+    project.commit()
+    output = project.run("dvc", "exp", "run", "-S", "ccd.ratio=0.5").stdout
+    ran = set(re.findall(r"^Running stage '(?:.*:)?([^']+)':", output, flags=re.MULTILINE))
+    assert {"refine@ccd", "train@ccd", "evaluate@ccd"} <= ran
+    assert CLIP_AND_WARM_UP.isdisjoint(ran)
+    project.run("git", "reset", "--quiet", "--hard", "HEAD~1")
+
+
+def test_one_round_more_runs_that_round_and_what_follows(project: Project) -> None:
+    project.set({"ccd.update_rounds": 3})
+    ran = project.repro("evaluate@ccd", "pseudo_label@ccd")
+    assert {"round@3", "train@ccd"} <= ran
+    assert (CLIP_AND_WARM_UP | {"refine@ccd", "round@2"}).isdisjoint(ran)
+    assert list(project.json("metrics/labels/ccd.json")["train"]) == [
+        "initial_mAP",
+        "refined_mAP",
+        "round1_mAP",
+        "round2_mAP",
+        "round3_mAP",
+    ]
 
 
 def test_another_grid_leaves_the_global_branch_alone(project: Project) -> None:

@@ -101,16 +101,16 @@ def test_the_reproduction_variant_refines_only_when_it_is_due(toy: Toy, tmp_path
 def test_the_directions_of_the_two_variants() -> None:
     labels, logits = torch.tensor([[0.9, 0.2]]), torch.tensor([[0.3, -0.4]])
     default, study = (GradientAlignment(CdulTrainParams(variant=name)) for name in ("default", "reproduction"))
-    p, y = torch.sigmoid(logits), labels
+    p, y, rows = torch.sigmoid(logits), labels, torch.tensor([0])
     forward = y * (y / p).log() + (1 - y) * ((1 - y) / (1 - p)).log()
-    torch.testing.assert_close(default.loss(labels, logits), forward.mean())
+    torch.testing.assert_close(default.loss(labels, logits, rows), forward.mean())
     p, q = torch.softmax(logits, dim=1), labels / labels.sum()
-    torch.testing.assert_close(study.loss(labels, logits), (p * (p / q).log()).sum())
+    torch.testing.assert_close(study.loss(labels, logits, rows), (p * (p / q).log()).sum())
 
 
 def test_unknown_labels_teach_nothing() -> None:
     logits = torch.tensor([[0.3, -0.4]], requires_grad=True)
-    FixedLabels().loss(torch.tensor([[1.0, -1.0]]), logits).backward()
+    FixedLabels().loss(torch.tensor([[1.0, -1.0]]), logits, torch.tensor([0])).backward()
     assert logits.grad is not None
     assert logits.grad[0, 0] < 0
     assert logits.grad[0, 1] == 0

@@ -7,6 +7,7 @@ killed (a batch of another composition rounds differently in its last bit).
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +20,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from clipdistill import store
+from clipdistill import distributed, store
 from clipdistill.clip.preprocessing import Pixels, ViewTransform, normalise
 from clipdistill.clip.teacher import Teacher
 from clipdistill.clip.views import ViewTable
@@ -31,8 +32,6 @@ logger = logging.getLogger(__name__)
 
 Embeddings = npt.NDArray[np.float16]
 Progress = Callable[[int], None]
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 # What stands between an image file and its embedding.
 _CODE = ["store.py", "work.py", "clip/embed.py", "clip/preprocessing.py", "clip/views.py", "datasets/images.py"]
@@ -58,11 +57,12 @@ class ImageEncoder:
         device: where it runs.
     """
 
-    def __init__(self, teacher: Teacher, precision: str, device: torch.device) -> None:
+    def __init__(self, teacher: Teacher, precision: distributed.Precision, device: torch.device) -> None:
         self._model = teacher.model
-        self._model.visual.to(device=device, dtype=DTYPES[precision], memory_format=torch.channels_last)
+        self._dtype = distributed.resolve_precision(precision, device)
+        self._model.visual.to(device=device, dtype=self._dtype, memory_format=torch.channels_last)
         self._preprocessing = teacher.preprocessing
-        self._dtype, self._device, self._precision = DTYPES[precision], device, precision
+        self._device, self._precision = device, precision
 
     def __call__(self, pixels: torch.Tensor) -> Embeddings:
         """Embed a batch.
@@ -166,10 +166,15 @@ def prepare(
     Returns:
         Work with an array `embedding` float16 [V, D] to fill, and `box`, `offset` filled.
     """
-    full = {**provenance, **teacher.identity, "table": table.fingerprint}
+    full = {**provenance, **teacher.identity, "table": table.fingerprint, "boxes": _digest(views)}
     specs = {"embedding": store.ArraySpec((len(views), _width(teacher)), "float16", shard_rows(views))}
     identity = {**full, "code": code_digest(_CODE), "rows": shard_rows(views), "arithmetic": list(arithmetic)}
     return Work(stage, identity, specs, {"box": views.box, "offset": views.offset}, full)
+
+
+def _digest(views: ViewTable) -> str:
+    """What tells two view tables apart: boxes may come from a network, and not from parameters alone."""
+    return hashlib.sha256(views.box.tobytes() + views.offset.tobytes()).hexdigest()
 
 
 def _width(teacher: Teacher) -> int:

@@ -8,7 +8,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
@@ -16,16 +17,16 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from clipdistill import distributed
 from clipdistill.clip import embed, teacher, views
-from clipdistill.clip.preprocessing import Resize, ViewTransform
+from clipdistill.clip.preprocessing import ViewTransform
+from clipdistill.clip.views import ViewTable
 from clipdistill.datasets.table import SPLITS, ImageTable
 from clipdistill.errors import ParamsError
-from clipdistill.params import Params
+from clipdistill.params import CamViewParams, GlobalViewParams, Params, SnippetViewParams
 from clipdistill.stage import Paths
 from clipdistill.work import Work
 
 logger = logging.getLogger(__name__)
 
-KINDS = ("global", "snippets")
 CPU_BATCH, GPU_BATCH = 64, 256
 
 
@@ -39,48 +40,108 @@ class _Arithmetic(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class _Job:
-    """One split's views of one kind."""
+class Request:
+    """Views of one kind in one split, and where their embeddings go.
+
+    Attributes:
+        split: its name.
+        table: N images.
+        views: V views of them.
+        out: artifact.
+    """
 
     split: str
     table: ImageTable
-    views: views.ViewTable
+    views: ViewTable
+    out: Path
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """A request and its work folder."""
+
+    request: Request
     work: Work
 
 
-def embed_views(kind: str, params: Params, command: list[str]) -> None:
-    """Embed the views of one kind in every split.
+def requests(kind: str, params: Params) -> list[Request]:
+    """Views of a kind in every split.
+
+    Args:
+        kind: "global" or "snippets".
+        params: all parameters.
+
+    Raises:
+        ParamsError: an unknown kind.
+    """
+    if kind not in ("global", "snippets"):
+        raise ParamsError(f"embed: unknown kind of view {kind!r}; there are global, snippets and cam")
+    paths = Paths(params.dataset.name)
+    found = []
+    for split in SPLITS:
+        table = ImageTable.load(paths.table(split))
+        boxes = views.whole(table) if kind == "global" else views.snippets(table, params.views.snippets)
+        found.append(Request(split, table, boxes, paths.embeddings(split, kind)))
+    return found
+
+
+def cam_request(params: Params, table: Path, out: Path) -> Request:
+    """Views that a student points at in the training images.
+
+    Args:
+        params: all parameters.
+        table: artifact of the view table.
+        out: where its embeddings go.
+    """
+    images = ImageTable.load(Paths(params.dataset.name).table("train"))
+    return Request("train", images, views.stored(table, images), out)
+
+
+def embed_views(kind: str, wanted: list[Request], params: Params, command: list[str]) -> None:
+    """Embed the views of one kind.
 
     Called in one process it prepares, starts `command` once for each process where there are several, and seals.
     Called by several, as torchrun starts them, each fills its shards; the first seals once all are done.
 
     Args:
-        kind: "global" or "snippets".
+        kind: "global", "snippets" or "cam".
+        wanted: what is to be embedded.
         params: all parameters.
-        command: the stage's script and its arguments.
+        command: a script and its arguments that call this function in the same way.
 
     Raises:
-        ParamsError: an unknown kind.
         ClipdistillError: what loading, reading or writing refuses.
     """
-    if kind not in KINDS:
-        raise ParamsError(f"embed: unknown kind of view {kind!r}; there are {' and '.join(KINDS)}")
     compute = distributed.Compute.load()
     device = compute.torch_device()
+    arithmetic = _arithmetic(compute, device)
     model = teacher.load(params.clip)
-    jobs = _jobs(kind, params, model, _arithmetic(compute, device))
+    section = _section(kind, params)
+    provenance = {"kind": kind, "precision": params.clip.precision, "views": section.model_dump()}
+    jobs = [_job(request, model, provenance, arithmetic) for request in wanted]
     pending = sum(len(job.work.pending()) for job in jobs)
     processes = min(compute.process_count(device, per_core=True), pending)
     if distributed.world_size() == 1 and processes > 1:
         distributed.launch(command, processes)
     elif pending or distributed.world_size() > 1:
-        _fill(kind, params, model, jobs, compute, device)
+        if device.type == "cpu":
+            torch.set_num_threads(arithmetic.threads)
+        encoder = embed.ImageEncoder(model, params.clip.precision, device)
+        transform = ViewTransform(model.preprocessing, section.resize)
+        threads = compute.workers or (1 if device.type == "cpu" else 8)
+        _fill(f"embed@{kind}", jobs, encoder, transform, threads, arithmetic.batch)
     if distributed.world_size() > 1:
         with distributed.process_group(torch.device("cpu")):
             distributed.barrier()
-    if distributed.is_first_to_finish():
+    if distributed.is_leader():
         for job in jobs:
-            job.work.seal(Paths(params.dataset.name).embeddings(job.split, kind))
+            job.work.seal(job.request.out)
+
+
+def _section(kind: str, params: Params) -> GlobalViewParams | SnippetViewParams | CamViewParams:
+    if kind == "global":
+        return params.views.whole
+    return params.views.snippets if kind == "snippets" else params.views.cam
 
 
 def _arithmetic(compute: distributed.Compute, device: torch.device) -> _Arithmetic:
@@ -90,42 +151,22 @@ def _arithmetic(compute: distributed.Compute, device: torch.device) -> _Arithmet
     return _Arithmetic(device.type, batch, (compute.threads or 1) if on_cpu else 0, torch.__version__)
 
 
-def _jobs(kind: str, params: Params, model: teacher.Teacher, arithmetic: _Arithmetic) -> list[_Job]:
-    paths = Paths(params.dataset.name)
-    section = params.views.whole if kind == "global" else params.views.snippets
-    provenance = {"kind": kind, "precision": params.clip.precision, "views": section.model_dump()}
-    jobs = []
-    for split in SPLITS:
-        table = ImageTable.load(paths.table(split))
-        boxes = views.whole(table) if kind == "global" else views.snippets(table, params.views.snippets)
-        work = embed.prepare(f"embed/{kind}-{split}", model, table, boxes, provenance, arithmetic)
-        jobs.append(_Job(split, table, boxes, work))
-    return jobs
+def _job(request: Request, model: teacher.Teacher, provenance: dict[str, Any], arithmetic: _Arithmetic) -> _Job:
+    stage = f"embed/{provenance['kind']}-{request.split}"
+    return _Job(request, embed.prepare(stage, model, request.table, request.views, provenance, arithmetic))
 
 
 def _fill(
-    kind: str,
-    params: Params,
-    model: teacher.Teacher,
-    jobs: list[_Job],
-    compute: distributed.Compute,
-    device: torch.device,
+    name: str, jobs: list[_Job], encoder: embed.ImageEncoder, transform: ViewTransform, threads: int, batch: int
 ) -> None:
     """Fill this process's share: every world_size-th shard of each job, the first one turning with the job."""
     rank, world = distributed.rank(), distributed.world_size()
-    if device.type == "cpu":
-        torch.set_num_threads(_arithmetic(compute, device).threads)
-    encoder = embed.ImageEncoder(model, params.clip.precision, device)
-    resize: Resize = params.views.whole.resize if kind == "global" else params.views.snippets.resize
-    transform = ViewTransform(model.preprocessing, resize)
-    batch = _arithmetic(compute, device).batch
-    threads = compute.workers or (1 if device.type == "cpu" else 8)
-    shares = {job.split: [s for s in job.work.pending() if (s + turn) % world == rank] for turn, job in enumerate(jobs)}
-    total = sum(_rows(job, shares[job.split]) for job in jobs)
-    with _progress(f"embed@{kind}" + (f" (process 1 of {world})" if world > 1 else ""), total, rank == 0) as advance:
-        for job in jobs:
-            source = embed.ViewSource(job.table, job.views, transform, threads)
-            embed.fill(job.work, shares[job.split], source, encoder, batch, advance)
+    shares = [[s for s in job.work.pending() if (s + turn) % world == rank] for turn, job in enumerate(jobs)]
+    total = sum(_rows(job, share) for job, share in zip(jobs, shares, strict=True))
+    with _progress(name + (f" (process 1 of {world})" if world > 1 else ""), total, rank == 0) as advance:
+        for job, share in zip(jobs, shares, strict=True):
+            source = embed.ViewSource(job.request.table, job.request.views, transform, threads)
+            embed.fill(job.work, share, source, encoder, batch, advance)
 
 
 def _rows(job: _Job, shards: list[int]) -> int:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from clipdistill import store
 from clipdistill.datasets.table import ImageTable
+from clipdistill.errors import ArtifactError
 from clipdistill.params import SnippetViewParams
 
 Sides = npt.NDArray[np.int32]
@@ -64,6 +67,19 @@ def snippets(table: ImageTable, params: SnippetViewParams) -> ViewTable:
     columns = _axis(table.widths, params)
     rows = _axis(table.heights, params)
     return _product(columns, rows)
+
+
+def stored(path: Path, table: ImageTable) -> ViewTable:
+    """Read a view table that a stage has written: arrays `box` [V, 4] and `offset` [N + 1].
+
+    Raises:
+        ArtifactError: it is missing or altered, of another table, or no view table of N images.
+    """
+    group = store.read_group(path, {"table": table.fingerprint})
+    views = ViewTable(group.read("box"), group.read("offset"))
+    if views.box.shape != (len(views), 4) or len(views.offset) != len(table) + 1 or views.offset[-1] != len(views):
+        raise ArtifactError(f"{path} is no view table of {len(table)} images: run `dvc repro` to make it anew")
+    return views
 
 
 @dataclass(frozen=True, slots=True)

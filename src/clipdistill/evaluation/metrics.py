@@ -104,7 +104,8 @@ def mean_average_precision(
             ignore_index=-1,
             validate_args=False,
         )
-        per_class[filled.numpy()] = 100 * precision.reshape(-1).double().numpy()
+        # Sums of float32 recall steps: a perfect ranking may come out a rounding above 1.
+        per_class[filled.numpy()] = 100 * precision.reshape(-1).double().clamp(max=1).numpy()
     if not bool((truth >= 0).any()):
         return math.nan, per_class
     counted = np.nan_to_num(per_class) if empty_class == "zero" else per_class[filled.numpy()]

@@ -6,14 +6,48 @@ import csv
 import io
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from clipdistill import store
-from clipdistill.evaluation.metrics import evaluate
+from clipdistill.evaluation.metrics import EmptyClass, evaluate, mean_average_precision
 from clipdistill.params import EvaluateParams
+
+
+@dataclass(frozen=True, slots=True)
+class Epochs:
+    """Scores after each epoch of a training whose student a stopping rule chose.
+
+    Attributes:
+        scores: float32 [E, N, C].
+        chosen: the epoch, from 1.
+    """
+
+    scores: npt.NDArray[np.float32]
+    chosen: int
+
+    def figures(self, labels: npt.NDArray[np.int8], empty_class: EmptyClass) -> dict[str, Any]:
+        """The chosen epoch beside the last and the best one; the best is found with the labels, and only to compare."""
+        if not len(self.scores):
+            return {"epoch": self.chosen}
+        means = [mean_average_precision(scores, labels, empty_class)[0] for scores in self.scores]
+        best = int(np.argmax(np.nan_to_num(means)))
+        return {
+            "epoch": self.chosen,
+            "last_mAP": _rounded(means[-1]),
+            "last_epoch": len(means),
+            "oracle_mAP": _rounded(means[best]),
+            "oracle_epoch": best + 1,
+            "oracle_uses_labels": True,
+        }
+
+
+def _rounded(value: float) -> float | None:
+    return round(value, 2) if math.isfinite(value) else None
 
 
 def write(
@@ -23,6 +57,7 @@ def write(
     params: EvaluateParams,
     metrics: Path,
     per_class: Path,
+    epochs: Epochs | None = None,
 ) -> None:
     """Evaluate a method and write both files; without any known label the figures are left out.
 
@@ -33,9 +68,13 @@ def write(
         params: section `evaluate`.
         metrics: JSON file.
         per_class: CSV file with the columns class and AP (percent); classes without positives are not in it.
+        epochs: of a training with a stopping rule.
     """
     result = evaluate(scores, labels, class_names, params.threshold, params.top_k, empty_class=params.empty_class)
-    store.write_json(metrics, result.to_json())
+    content = result.to_json()
+    if epochs is not None:
+        content["val"] |= epochs.figures(labels, params.empty_class)
+    store.write_json(metrics, content)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["class", "AP"])

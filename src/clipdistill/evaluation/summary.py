@@ -13,6 +13,7 @@ METHODS = {
     "teacher": "CLIP, whole image",
     "teacher_views": "CLIP, whole image and snippets",
     "cdul": "CDUL student",
+    "ccd": "CCD student",
     "supervised": "student on ground truth (upper bound)",
 }
 LABELS = {"global_mAP": "whole image", "aggregate_mAP": "snippets, aggregated", "final_mAP": "both, the first labels"}

@@ -16,6 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from clipdistill.methods.checks import (
+    at_least_float32,
+    require_number,
+    require_same_shape,
+    require_unit_range,
+    view_counts,
+)
+
 EPS = 1e-6
 
 Head = Literal["sigmoid", "softmax"]
@@ -46,7 +54,7 @@ def scores(cosine: Tensor, temperature: float = 0.01) -> Tensor:
     """
     if cosine.ndim < 1 or cosine.shape[-1] < 1:
         raise ValueError(f"cosine must have at least one class on its last axis, but has shape {tuple(cosine.shape)}")
-    _require_number("temperature", temperature, temperature > 0, "greater than 0")
+    require_number("temperature", temperature, temperature > 0, "greater than 0")
     return torch.softmax(cosine.float() / temperature, dim=-1)
 
 
@@ -68,7 +76,7 @@ def extremes(view_scores: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
         >>> maximum.T, minimum.T
         (tensor([[0.9000, 0.4000]]), tensor([[0.2000, 0.4000]]))
     """
-    counts = _view_counts(view_scores, offset)
+    counts = view_counts(view_scores, offset)
     if len(counts) and bool((counts == counts[0]).all()):
         views = view_scores.reshape(len(counts), -1, view_scores.shape[1])  # [N, R, C]
         return views.amax(dim=1), views.amin(dim=1)
@@ -91,7 +99,7 @@ def gamma(maximum: Tensor, threshold: float) -> Tensor:
     Raises:
         ValueError: `threshold` is negative or not finite.
     """
-    _require_number("threshold", threshold, threshold >= 0, "0 or greater")
+    require_number("threshold", threshold, threshold >= 0, "0 or greater")
     return maximum >= threshold
 
 
@@ -109,7 +117,7 @@ def aggregate(maximum: Tensor, minimum: Tensor, threshold: float) -> Tensor:
     Raises:
         ValueError: the shapes differ, or `threshold` is negative or not finite.
     """
-    _require_same_shape(maximum=maximum, minimum=minimum)
+    require_same_shape(maximum=maximum, minimum=minimum)
     return torch.where(gamma(maximum, threshold), maximum, minimum)
 
 
@@ -129,8 +137,8 @@ def final_similarity(global_scores: Tensor, aggregate_scores: Tensor, weight: fl
     Raises:
         ValueError: the shapes differ, or `weight` is outside [-1, 1].
     """
-    _require_same_shape(global_scores=global_scores, aggregate_scores=aggregate_scores)
-    _require_number("weight", weight, -1 <= weight <= 1, "in [-1, 1]")
+    require_same_shape(global_scores=global_scores, aggregate_scores=aggregate_scores)
+    require_number("weight", weight, -1 <= weight <= 1, "in [-1, 1]")
     # Written over the larger and the smaller, the sum keeps small scores that |g - a| would round away.
     larger = torch.maximum(global_scores, aggregate_scores)
     smaller = torch.minimum(global_scores, aggregate_scores)
@@ -171,14 +179,14 @@ def gradient_alignment(
         >>> gradient_alignment(torch.tensor([[0.5, 0.2]]), torch.tensor([[0.9, 0.2]]))
         tensor([[0.7061, 0.2000]])
     """
-    _require_same_shape(labels=labels, predictions=predictions)
-    _require_unit_range(labels=labels, predictions=predictions)
-    _require_number("sigma", sigma, sigma > 0, "greater than 0")
-    _require_number("step", step, step >= 0, "0 or greater")
+    require_same_shape(labels=labels, predictions=predictions)
+    require_unit_range(labels=labels, predictions=predictions)
+    require_number("sigma", sigma, sigma > 0, "greater than 0")
+    require_number("step", step, step >= 0, "0 or greater")
     if head not in _GRADIENTS:
         raise ValueError(f"head must be one of {sorted(_GRADIENTS)}, but is {head!r}")
-    y = _at_least_float32(labels).clamp(EPS, 1 - EPS)
-    p = _at_least_float32(predictions).clamp(EPS, 1 - EPS)
+    y = at_least_float32(labels).clamp(EPS, 1 - EPS)
+    p = at_least_float32(predictions).clamp(EPS, 1 - EPS)
     psi = torch.exp(-0.5 * ((y - 0.5) / sigma) ** 2) / (sigma * math.sqrt(2 * math.pi))
     return torch.sigmoid(torch.logit(y) - step * psi * _GRADIENTS[head](y, p))
 
@@ -199,9 +207,9 @@ def bernoulli_kl(labels: Tensor, logits: Tensor, known: Tensor | None = None) ->
     Raises:
         ValueError: the shapes differ.
     """
-    _require_same_shape(labels=labels, logits=logits)
-    y = _at_least_float32(labels)
-    cross_entropy = F.binary_cross_entropy_with_logits(_at_least_float32(logits), y, reduction="none")
+    require_same_shape(labels=labels, logits=logits)
+    y = at_least_float32(labels)
+    cross_entropy = F.binary_cross_entropy_with_logits(at_least_float32(logits), y, reduction="none")
     divergence: Tensor = cross_entropy - torch.special.entr(y) - torch.special.entr(1 - y)
     if known is None:
         return divergence.mean()
@@ -224,10 +232,10 @@ def categorical_kl(labels: Tensor, logits: Tensor) -> Tensor:
     Raises:
         ValueError: the shapes differ.
     """
-    _require_same_shape(labels=labels, logits=logits)
-    y = _at_least_float32(labels).clamp(min=EPS)
+    require_same_shape(labels=labels, logits=logits)
+    y = at_least_float32(labels).clamp(min=EPS)
     log_q = torch.log(y) - torch.log(y.sum(dim=-1, keepdim=True))
-    log_p = torch.log_softmax(_at_least_float32(logits), dim=-1)
+    log_p = torch.log_softmax(at_least_float32(logits), dim=-1)
     return (log_p.exp() * (log_p - log_q)).sum(dim=-1).mean()
 
 
@@ -245,42 +253,3 @@ def _categorical_gradient(y: Tensor, p: Tensor) -> Tensor:
 
 
 _GRADIENTS = {"sigmoid": _bernoulli_gradient, "softmax": _categorical_gradient}
-
-
-def _view_counts(view_scores: Tensor, offset: Tensor) -> Tensor:
-    """Views of each image, int64 [N], after checking that the offsets cut the rows into images."""
-    if view_scores.ndim != 2 or not view_scores.is_floating_point():
-        found = f"{view_scores.dtype} {tuple(view_scores.shape)}"
-        raise ValueError(f"view_scores must be floating point [V, C], but is {found}")
-    if offset.ndim != 1 or offset.dtype != torch.int64 or len(offset) < 1:
-        raise ValueError(f"offset must be int64 [N + 1], but is {offset.dtype} {tuple(offset.shape)}")
-    if offset[0] != 0 or offset[-1] != len(view_scores):
-        raise ValueError(
-            f"offset must run from 0 to the number of views, {len(view_scores)}, "
-            f"but runs from {int(offset[0])} to {int(offset[-1])}"
-        )
-    counts = offset.diff()
-    if bool((counts < 1).any()):
-        raise ValueError(f"offset leaves image row {int((counts < 1).nonzero()[0, 0])} without views")
-    return counts
-
-
-def _at_least_float32(values: Tensor) -> Tensor:
-    return values.to(torch.promote_types(values.dtype, torch.float32))
-
-
-def _require_same_shape(**tensors: Tensor) -> None:
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    if len(set(shapes.values())) > 1:
-        raise ValueError("shapes differ: " + ", ".join(f"{name} {shape}" for name, shape in shapes.items()))
-
-
-def _require_unit_range(**tensors: Tensor) -> None:
-    for name, tensor in tensors.items():
-        if not bool(((tensor >= 0) & (tensor <= 1)).all()):
-            raise ValueError(f"{name} must lie in [0, 1] without NaN")
-
-
-def _require_number(name: str, value: float, lawful: bool, allowed: str) -> None:
-    if not (lawful and math.isfinite(value)):
-        raise ValueError(f"{name} must be {allowed}, but is {value}")

@@ -74,6 +74,49 @@ def feature_extractor(name: str, network: nn.Module, output_stride: int) -> nn.S
     return trunk(network)
 
 
+def refine_map(features: nn.Sequential, name: str, stride: int, output_stride: int) -> None:
+    """Give a trained feature extractor a finer map, in place: the same features at more places.
+
+    Where a stage no longer strides, the convolutions after that place are dilated (the hole algorithm: Chen et al.,
+    ICLR 2015, arXiv 1412.7062). Every second (or fourth) cell of the new map is a cell of the old one, so no weight has
+    to be trained anew.
+
+    Args:
+        features: from `feature_extractor`.
+        name: what it was built from.
+        stride: pixels a cell of its map as it is.
+        output_stride: as it is to be, at most `stride`.
+
+    Raises:
+        ParamsError: a coarser map is asked for, or the network is no residual one.
+    """
+    if output_stride == stride:
+        return
+    if output_stride > stride or not name.startswith(_RESNETS):
+        raise ParamsError(
+            f"ccd.localize.output_stride: {name} with train.student.output_stride {stride} has no map of "
+            f"{output_stride} pixels a cell; give it {stride}"
+            + ("" if output_stride > stride else " (or use a resnet)")
+        )
+    dilation = 1
+    for stage in ["layer4"] if output_stride == 16 else ["layer3", "layer4"]:
+        for module in features.get_submodule(stage).modules():
+            dilation = _dilate(module, dilation)
+
+
+def _dilate(module: nn.Module, dilation: int) -> int:
+    """Take a convolution's stride away, or spread its kernel; returns the dilation of what comes after it."""
+    if not isinstance(module, nn.Conv2d):
+        return dilation
+    spatial = module.kernel_size == (3, 3)
+    strided = module.stride == (2, 2)
+    if strided:
+        module.stride = (1, 1)
+    if spatial:
+        module.dilation = module.padding = (dilation, dilation)
+    return 2 * dilation if strided and spatial else dilation
+
+
 def width(features: nn.Module) -> int:
     """Channels F of a feature map."""
     training = features.training

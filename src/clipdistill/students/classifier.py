@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from clipdistill.methods.ccd import boost_positive
 from clipdistill.params import StudentParams
 from clipdistill.students import backbones
 from clipdistill.students.weights import load_pretrained
@@ -24,15 +25,17 @@ class Student(nn.Module):
         features: [B, 3, S, S] to [B, F, h, w].
         head: [B, F, h, w] to [B, C, h, w], with a bias.
         weights: what the backbone started from.
+        boost: factor of the map's positive parts (BoostLU), in training and afterwards; 1: none.
     """
 
-    def __init__(self, features: nn.Module, classes: int, weights: str = "none") -> None:
+    def __init__(self, features: nn.Sequential, classes: int, weights: str = "none", boost: float = 1.0) -> None:
         super().__init__()
         self.features = features
         self.head = nn.Conv2d(backbones.width(features), classes, kernel_size=1)
         nn.init.normal_(self.head.weight, std=0.01)
         nn.init.zeros_(self.head.get_parameter("bias"))
         self.weights = weights
+        self.boost = boost
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Classify a batch.
@@ -47,16 +50,18 @@ class Student(nn.Module):
         # In fp32 under autocast too: the head is a thousandth of the work, and bf16 has three digits.
         with torch.autocast(images.device.type, enabled=False):
             cam = self.head(features.float())
+            cam = cam if self.boost == 1 else boost_positive(cam, self.boost)
             return cam.mean(dim=(2, 3)), cam
 
 
-def build(params: StudentParams, classes: int, seed: int) -> Student:
+def build(params: StudentParams, classes: int, seed: int, boost: float = 1.0) -> Student:
     """Build a student.
 
     Args:
         params: backbone, its first weights and its output stride.
         classes: C.
         seed: of all random weights; the global random state stays as it was.
+        boost: factor of the map's positive parts; 1: none.
 
     Returns:
         The student in training mode, on the CPU.
@@ -70,7 +75,7 @@ def build(params: StudentParams, classes: int, seed: int) -> Student:
         network = backbones.create(params.backbone)
         features = backbones.feature_extractor(params.backbone, network, params.output_stride)
         weights = load_pretrained(features, network, params)
-        return Student(features, classes, weights)
+        return Student(features, classes, weights, boost)
 
 
 def scores(logits: Tensor, head: Head) -> Tensor:

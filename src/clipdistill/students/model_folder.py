@@ -41,6 +41,7 @@ class Card(Section):
     backbone_weights: str = Field(description="what the training started from")
     output_stride: Literal[8, 16, 32] = Field(description="pixels a cell of the activation map")
     head: Head = Field(description="sigmoid: each class by itself; softmax: the classes compete")
+    boost: float = Field(1.0, gt=0, description="factor of the positive parts of the activation map; 1: none")
     preprocessing: Preprocessing = Field(description="from an image to the student's input")
     classes: list[str] = Field(min_length=1, description="in column order")
     thresholds: list[Fraction] = Field(description="score from which a class counts as predicted, in column order")
@@ -63,6 +64,7 @@ class Card(Section):
             backbone_weights=student.weights,
             output_stride=params.output_stride,
             head=head,
+            boost=student.boost,
             preprocessing=Preprocessing(image_size=params.image_size),
             classes=classes,
             thresholds=[0.5] * len(classes),
@@ -104,7 +106,7 @@ def load(folder: Path) -> tuple[Student, Card]:
     params = StudentParams(
         backbone=card.backbone, image_size=card.preprocessing.image_size, output_stride=card.output_stride
     )
-    student = classifier.build(params, len(card.classes), seed=0)
+    student = classifier.build(params, len(card.classes), seed=0, boost=card.boost)
     student.weights = card.backbone_weights
     wanted = student.state_dict()
     if differing := sorted(_shapes(state).items() ^ _shapes(wanted).items()):

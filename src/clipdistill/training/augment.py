@@ -25,13 +25,19 @@ _LOG_RATIO = math.log(4 / 3)
 _LUMA = (0.299, 0.587, 0.114)
 
 
-def draw(images: int, seed: int, epoch: int) -> Tensor:
+def draw(images: int, seed: int, epoch: int, view: int = 0) -> Tensor:
     """Draw the random numbers of an epoch.
+
+    Args:
+        images: N.
+        seed: of the run.
+        epoch: from 1.
+        view: 0 for the first view of the images, 1 for the second.
 
     Returns:
         float32 [N, 8], uniform in [0, 1); row i is image i's, whatever N.
     """
-    generator = np.random.default_rng([seed, epoch, _STREAM])
+    generator = np.random.default_rng([seed, epoch, _STREAM, view] if view else [seed, epoch, _STREAM])
     return torch.from_numpy(generator.random((images, _DRAWS), dtype=np.float32))
 
 

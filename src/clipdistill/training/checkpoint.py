@@ -9,7 +9,7 @@ import io
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,8 @@ from clipdistill.store import write_atomically
 
 FILE = "checkpoint.pt"
 
-Labels = npt.NDArray[np.float32]
+Matrix = npt.NDArray[np.float32]
+Kind = Literal["labels", "scores"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,7 @@ class Checkpoint:
         optimiser: its `state_dict`.
         labels: float32 [N, C], after the last refinement.
         curves: one row an epoch.
+        chosen: `state_dict` of the student after the epoch that the stopping rule chooses so far; None without a rule.
     """
 
     epoch: int
@@ -41,6 +43,7 @@ class Checkpoint:
     optimiser: dict[str, Any]
     labels: Tensor
     curves: list[dict[str, float]]
+    chosen: dict[str, Any] | None
 
     def write(self, folder: Path) -> None:
         """Replace the folder's checkpoint.
@@ -69,22 +72,22 @@ class Checkpoint:
             raise ArtifactError(f"{path} is damaged ({reason}): remove {folder} and train again") from None
 
 
-def write_labels(folder: Path, epoch: int, labels: Labels) -> None:
-    """Keep the labels [N, C] as they are after an epoch (0: before the first)."""
+def write_state(folder: Path, kind: Kind, epoch: int, matrix: Matrix) -> None:
+    """Keep a matrix [N, C] as it is after an epoch (0: before the first)."""
     buffer = io.BytesIO()
-    np.save(buffer, labels, allow_pickle=False)
-    write_atomically(_labels_file(folder, epoch), buffer.getvalue())
+    np.save(buffer, matrix, allow_pickle=False)
+    write_atomically(_file(folder, kind, epoch), buffer.getvalue())
 
 
-def read_labels(folder: Path, epochs: list[int]) -> Labels:
-    """Labels after each of some epochs, [U, N, C].
+def read_states(folder: Path, kind: Kind, epochs: list[int]) -> Matrix:
+    """The matrices after each of some epochs, [U, N, C].
 
     Raises:
         ArtifactError: a file is missing or damaged.
     """
     states = []
     for epoch in epochs:
-        path = _labels_file(folder, epoch)
+        path = _file(folder, kind, epoch)
         try:
             states.append(np.load(path, allow_pickle=False))
         except (OSError, ValueError, EOFError) as error:
@@ -92,5 +95,5 @@ def read_labels(folder: Path, epochs: list[int]) -> Labels:
     return np.stack(states)
 
 
-def _labels_file(folder: Path, epoch: int) -> Path:
-    return folder / "labels" / f"{epoch:05d}.npy"
+def _file(folder: Path, kind: Kind, epoch: int) -> Path:
+    return folder / kind / f"{epoch:05d}.npy"

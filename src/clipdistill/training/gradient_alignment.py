@@ -48,7 +48,7 @@ class GradientAlignment:
         """Name and parameters."""
         return {"labels": "gradient alignment", **self._params.model_dump()}
 
-    def loss(self, labels: Tensor, logits: Tensor) -> Tensor:
+    def loss(self, labels: Tensor, logits: Tensor, rows: Tensor) -> Tensor:  # noqa: ARG002 - all images weigh alike
         """Step (a): the student learns, the labels stay."""
         return cdul.categorical_kl(labels, logits) if self._study else cdul.bernoulli_kl(labels, logits)
 

@@ -16,6 +16,7 @@ from clipdistill import distributed
 from clipdistill.datasets.table import ImageTable, Labels
 from clipdistill.errors import ClipdistillError, ParamsError
 from clipdistill.evaluation.metrics import mean_average_precision
+from clipdistill.methods import ccd
 from clipdistill.params import RecipeParams, StudentParams
 from clipdistill.students import classifier, preprocessing
 from clipdistill.training import checkpoint, optimise
@@ -25,6 +26,7 @@ from clipdistill.training.curves import Curves
 from clipdistill.training.data import ImageSource, epoch_batches
 from clipdistill.training.predict import autocast, predict
 from clipdistill.training.progress import TrainingProgress
+from clipdistill.training.regime import Regime, is_chosen, train_map
 from clipdistill.training.supervision import Supervision
 from clipdistill.training.synchronised_norm import synchronise
 
@@ -77,6 +79,7 @@ class Task:
         recipe: its training.
         supervision: the method.
         truth: for the curves.
+        regime: beginning, second view, stopping rule.
     """
 
     table: ImageTable
@@ -85,6 +88,7 @@ class Task:
     recipe: RecipeParams
     supervision: Supervision
     truth: Truth
+    regime: Regime
 
 
 class Trainer:
@@ -100,19 +104,23 @@ class Trainer:
     def __init__(self, task: Task, machine: Machine, folder: Path, curves: Path | None) -> None:
         self._task, self._machine, self._folder = task, machine, folder
         with distributed.first_rank_first():
-            self.student = classifier.build(task.student, task.labels.shape[1], task.recipe.seed)
+            self.student = classifier.build(task.student, task.labels.shape[1], task.recipe.seed, task.regime.boost)
+        task.regime.begin(self.student)
         _require_batches_for_normalisation(self.student, task.recipe.batch_size)
-        self._augmentation = Augmentation(task.recipe.flip, task.recipe.min_scale, task.recipe.jitter)
+        recipe = task.recipe
+        self._augmentation = Augmentation(recipe.flip, recipe.min_scale, recipe.jitter)
+        self._second_view = Augmentation(recipe.flip, recipe.min_scale, task.regime.jitter)
         self._network = self._placed()
         self._rule = optimise.optimiser(self.student, task.recipe)
         self._labels = task.labels
         self._done, rows = 0, []
+        self._chosen: dict[str, Tensor] | None = None
         if state := Checkpoint.read(folder):
             self.student.load_state_dict(state.student)
             self._rule.load_state_dict(state.optimiser)
-            self._labels, self._done, rows = state.labels, state.epoch, state.curves
+            self._labels, self._done, rows, self._chosen = state.labels, state.epoch, state.curves, state.chosen
         elif distributed.rank() == 0:
-            checkpoint.write_labels(folder, 0, self._labels.numpy())
+            checkpoint.write_state(folder, "labels", 0, self._labels.numpy())
         # Nobody may write the first checkpoint before everybody has seen that there was none.
         distributed.barrier()
         self._curves = Curves(curves if distributed.rank() == 0 else None, rows)
@@ -148,7 +156,7 @@ class Trainer:
             for epoch in range(self._done + 1, epochs + 1):
                 row = self._learn(epoch, progress)
                 row |= self._refine(epoch)
-                row |= self._compare()
+                row |= self._compare(epoch)
                 if distributed.rank() == 0:
                     self._curves.add(row)
                     self._save(epoch)
@@ -161,44 +169,70 @@ class Trainer:
         images, device = len(self._task.table), self._machine.device
         batches = epoch_batches(images, recipe.batch_size, recipe.seed, epoch, smallest=max(2, world))
         shares = [batch[rank::world] for batch in batches]
-        draws, labels = draw(images, recipe.seed, epoch).to(device), self._labels.to(device, copy=True)
+        draws = [draw(images, recipe.seed, epoch, view).to(device) for view in range(self._views)]
+        labels = self._labels.to(device, copy=True)
         moving = self._task.supervision.per_batch and self._task.supervision.due(epoch)
         _seed_dropout(recipe.seed, epoch, rank)
         self._network.train()
         losses: list[Tensor] = []
+        seen = torch.zeros_like(labels)
         for step, pixels in enumerate(self._images.batches(shares)):
             done = (epoch - 1) * len(batches) + step
             factor = optimise.rate_factor(recipe.schedule, done, recipe.epochs * len(batches))
             rate = optimise.set_rate(self._rule, factor)
             rows, weight = torch.from_numpy(shares[step]).to(device), len(shares[step]) * world / len(batches[step])
-            loss, logits = self._step(pixels, draws[rows], labels[rows], weight)
+            loss, logits = self._step(pixels, [own[rows] for own in draws], labels[rows], rows, weight)
             losses.append(loss)
+            seen[rows] = classifier.scores(logits.float(), self._task.supervision.head)
             if moving:
-                seen = classifier.scores(logits.float(), self._task.supervision.head)
-                labels[rows] = self._task.supervision.refine(labels[rows], seen)
+                labels[rows] = self._task.supervision.refine(labels[rows], seen[rows])
             if step % _LOOK_EVERY == _LOOK_EVERY - 1 or step == len(batches) - 1:
                 _require_finite(losses, epoch, len(batches))
             progress.advance(len(batches[step]))
-        row = self._merge(labels, shares, epoch) if moving else {}
+        positive_at = self._task.regime.positive_at
+        row = {} if positive_at is None else self._choose(self._merge(seen, shares), positive_at)
+        row |= self._replace(self._merge(labels, shares), epoch) if moving else {}
         sizes = torch.tensor([len(share) for share in shares], device=device)
         own = (torch.stack(losses) * sizes).sum().double().cpu()
         total = float(distributed.sum_over_processes(own)) / images
         return {"loss": total, "learning_rate": rate, **row}
 
-    def _merge(self, labels: Tensor, shares: list[npt.NDArray[np.int64]], epoch: int) -> dict[str, float]:
-        """Put together the labels that each process has moved; every row is one process's own."""
+    @property
+    def _views(self) -> int:
+        """Views of an image in a step."""
+        return 2 if self._task.regime.agreement else 1
+
+    def _merge(self, matrix: Tensor, shares: list[npt.NDArray[np.int64]]) -> Tensor:
+        """Put together what each process has of its own rows; every row is one process's own."""
         own = torch.zeros_like(self._labels)
         rows = torch.from_numpy(np.concatenate(shares))
-        own[rows] = labels.cpu()[rows]
-        return self._replace(distributed.sum_over_processes(own), epoch)
+        own[rows] = matrix.cpu()[rows]
+        return distributed.sum_over_processes(own)
 
-    def _step(self, pixels: Tensor, draws: Tensor, labels: Tensor, weight: float) -> tuple[Tensor, Tensor]:
+    def _choose(self, scores: Tensor, positive_at: float) -> dict[str, float]:
+        """Ask the stopping rule about this epoch, by the scores that its images got while the student learned."""
+        found = train_map(scores, self._labels, positive_at)
+        if is_chosen([*(row["train_map"] for row in self._curves.rows), found]):
+            # A copy: training goes on in place.
+            self._chosen = {key: tensor.detach().clone() for key, tensor in self.student.state_dict().items()}
+        return {"train_map": found}
+
+    def _step(
+        self, pixels: Tensor, draws: list[Tensor], labels: Tensor, rows: Tensor, weight: float
+    ) -> tuple[Tensor, Tensor]:
         """One update; returns the mean loss of this process's images and their logits, both before the update."""
         pixels = pixels.to(self._machine.device, non_blocking=True)
-        images = preprocessing.normalise(self._augmentation(pixels, draws))
+        makers = (self._augmentation, self._second_view)
+        # Both views in one pass: batch normalisation sees them together, and DDP one forward for one backward.
+        images = torch.cat(
+            [preprocessing.normalise(make(pixels, own)) for make, own in zip(makers, draws, strict=False)]
+        )
         with autocast(self._machine.device, self._machine.dtype):
-            logits, _ = self._network(images)
-        loss = self._task.supervision.loss(labels, logits)
+            outputs, _ = self._network(images.contiguous(memory_format=torch.channels_last))
+        logits, *second = outputs.split(len(pixels))
+        loss = self._task.supervision.loss(labels, logits, rows)
+        if second:
+            loss = loss + self._task.regime.agreement * ccd.consistency_loss(second[0], logits)
         self._rule.zero_grad()
         # The processes' gradients are averaged: the weight makes that the mean over the whole batch.
         (loss * weight).backward()  # type: ignore[no-untyped-call]
@@ -218,16 +252,19 @@ class Trainer:
         """Take new labels, and keep them for the artifact."""
         before, self._labels = self._labels, labels
         if distributed.rank() == 0:
-            checkpoint.write_labels(self._folder, epoch, self._labels.numpy())
+            checkpoint.write_state(self._folder, "labels", epoch, self._labels.numpy())
         return {"label_change": float((self._labels - before).abs().mean())}
 
-    def _compare(self) -> dict[str, float]:
-        """Numbers for the curves alone."""
+    def _compare(self, epoch: int) -> dict[str, float]:
+        """Numbers for the curves and the report alone."""
         truth, row = self._task.truth, {"labels_above_half": float((self._labels > 0.5).float().mean())}
         if truth.train is not None:
             row["label_map"] = mean_average_precision(self._labels.numpy(), truth.train)[0]
         if truth.val is not None and self._val_images is not None:
-            row["val_map"] = mean_average_precision(self._predict(self._val_images).numpy(), truth.val)[0]
+            scores = self._predict(self._val_images).numpy()
+            row["val_map"] = mean_average_precision(scores, truth.val)[0]
+            if self._task.regime.positive_at is not None and distributed.rank() == 0:
+                checkpoint.write_state(self._folder, "scores", epoch, scores)
         return row
 
     def _predict(self, images: ImageSource) -> Tensor:
@@ -235,8 +272,20 @@ class Trainer:
         return predict(self.student, images, head, machine.dtype, machine.batch_size)
 
     def _save(self, epoch: int) -> None:
-        state = Checkpoint(epoch, self.student.state_dict(), self._rule.state_dict(), self._labels, self._curves.rows)
+        state = Checkpoint(
+            epoch, self.student.state_dict(), self._rule.state_dict(), self._labels, self._curves.rows, self._chosen
+        )
         state.write(self._folder)
+
+    def choose_student(self) -> int:
+        """Put the weights of the epoch that the stopping rule chose into the student; returns that epoch, from 1.
+
+        Without a rule it is the last one, as the student is.
+        """
+        if self._chosen is None:
+            return self._task.recipe.epochs
+        self.student.load_state_dict(self._chosen)
+        return 1 + ccd.curvature_epoch([row["train_map"] for row in self._curves.rows])
 
 
 _CURE = "lower train.recipe.learning_rate, or set train.recipe.precision to fp32; nothing was written"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +12,25 @@ import torch
 
 from clipdistill import distributed, store
 from clipdistill.datasets.table import ImageTable, Labels, read_classes, read_labels
-from clipdistill.params import Params
+from clipdistill.params import MAX_ROUNDS, Params, RecipeParams
 from clipdistill.stage import Paths
 from clipdistill.students import untrained
-from clipdistill.training import pseudo_label
+from clipdistill.training import ccd_rounds, pseudo_label
+from clipdistill.training.ccd_labels import CcdLabels
 from clipdistill.training.gradient_alignment import GradientAlignment
 from clipdistill.training.loop import Truth
+from clipdistill.training.regime import Regime
 from clipdistill.training.supervision import FixedLabels, Supervision
-from clipdistill.training.train import Outputs, train_student
+from clipdistill.training.train import EPOCHS, Outputs, train_student
+from clipdistill.training.weighted_labels import WeightedLabels
 
 
 def train_method(method: str, params: Params, command: list[str]) -> None:
     """Train one method's student, in as many processes as this machine is set to.
 
     Args:
-        method: "cdul" (first labels, refined by gradient alignment), "global" (labels of the whole image alone, the
-            lower bound) or "supervised" (ground truth, the upper bound).
+        method: "cdul" (first labels, refined by gradient alignment), "ccd" (updated labels, with the stopping rule),
+            "global" (labels of the whole image alone, the lower bound) or "supervised" (ground truth, the upper bound).
         params: all parameters.
         command: the stage's script and its arguments, started once a process where there are several.
     """
@@ -37,23 +41,21 @@ def train_method(method: str, params: Params, command: list[str]) -> None:
     if method == "supervised" and (truth.train is None or not (truth.train == 1).any()):
         _write_untrained(paths, method, table)
         return
-    processes = compute.process_count(compute.torch_device())
-    if processes > 1 and distributed.world_size() == 1:
-        distributed.launch(command, processes)
-    else:
+    if not distributed.launch_where_several(command, compute):
         train_student(
             table,
             first_labels(method, paths, table),
             [item.name for item in read_classes(paths.classes)],
             student=params.train.student,
-            recipe=params.train.recipe,
-            supervision=_supervision(method, params),
-            outputs=Outputs(paths.model(method), paths.refined(method), paths.curves(method)),
+            recipe=_recipe(method, params),
+            supervision=_supervision(method, params, paths, table),
+            outputs=_outputs(method, paths),
             truth=truth,
+            regime=_regime(method, params, paths),
             stage=f"train/{method}",
             compute=compute,
         )
-    if distributed.is_first_to_finish():
+    if distributed.is_leader():
         _write_report(method, paths, truth.train)
 
 
@@ -61,11 +63,36 @@ def first_labels(method: str, paths: Paths, table: ImageTable) -> npt.NDArray[np
     """First labels of a method, float32 [N, C] in [0, 1]; in the ground truth -1 where it is unknown."""
     if method == "supervised":
         return read_labels(paths.ground_truth("train"), table).astype(np.float32)
+    if method == "ccd":
+        return CcdLabels.read(paths.ccd(MAX_ROUNDS) / ccd_rounds.LABELS, table).labels.numpy()
     return store.read_group(paths.labels(method), {"table": table.fingerprint}).read("labels")
 
 
-def _supervision(method: str, params: Params) -> Supervision:
-    return GradientAlignment(params.train.cdul) if method == "cdul" else FixedLabels()
+def _recipe(method: str, params: Params) -> RecipeParams:
+    """The one recipe; CCD's student has been trained before, and has its own number of epochs."""
+    recipe = params.train.recipe
+    return recipe.model_copy(update={"epochs": params.ccd.train.epochs}) if method == "ccd" else recipe
+
+
+def _supervision(method: str, params: Params, paths: Paths, table: ImageTable) -> Supervision:
+    if method == "cdul":
+        return GradientAlignment(params.train.cdul)
+    if method == "ccd":
+        return WeightedLabels(CcdLabels.read(paths.ccd(MAX_ROUNDS) / ccd_rounds.LABELS, table).weight)
+    return FixedLabels()
+
+
+def _regime(method: str, params: Params, paths: Paths) -> Regime:
+    if method != "ccd":
+        return Regime()
+    regime = ccd_rounds.updated_regime(params, paths.ccd(MAX_ROUNDS) / ccd_rounds.STUDENT)
+    return replace(regime, positive_at=params.ccd.train.positive_at)
+
+
+def _outputs(method: str, paths: Paths) -> Outputs:
+    model = paths.model(method)
+    epochs = model / EPOCHS if method == "ccd" else None
+    return Outputs(model, paths.refined(method), paths.curves(method), epochs)
 
 
 def _truth(paths: Paths, table: ImageTable) -> Truth:

@@ -43,11 +43,11 @@ def predict_scores(folder: Path, table: ImageTable, compute: distributed.Compute
     student.to(device=device).to(memory_format=torch.channels_last)
     images = ImageSource(table, card.preprocessing.image_size, "none", compute.worker_count())
     with distributed.process_group(device):
-        result = predict(student, images, card.head, _arithmetic(card), compute.batch_size)
+        result = predict(student, images, card.head, arithmetic_of(card), compute.batch_size)
     return result.numpy()
 
 
-def _arithmetic(card: model_folder.Card) -> torch.dtype:
+def arithmetic_of(card: model_folder.Card) -> torch.dtype:
     """Number format in which the student was trained, and so is evaluated."""
     return torch.bfloat16 if card.provenance.get("arithmetic") == "bfloat16" else torch.float32
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -11,13 +11,15 @@ import torch
 from torch import Tensor
 
 from clipdistill import store
-from clipdistill.datasets.table import Labels
+from clipdistill.datasets.table import ImageTable, Labels
 from clipdistill.evaluation.metrics import mean_average_precision
 from clipdistill.methods import cdul
 from clipdistill.methods.standardise import standardise
-from clipdistill.params import PseudoLabelParams
+from clipdistill.params import MAX_ROUNDS, Params, PseudoLabelParams
+from clipdistill.stage import Paths
+from clipdistill.training.ccd_labels import CcdLabels
 
-Method = Literal["global", "cdul"]
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +40,9 @@ class FirstLabels:
     share_of_maximum: float
 
 
-def resolve_temperature(params: PseudoLabelParams, similarity: store.Group) -> float:
-    """Temperature as a number; `model` is the reciprocal of the teacher's learnt logit scale."""
-    if params.temperature == "model":
-        return 1.0 / float(similarity.provenance["text"]["logit_scale"])
-    return params.temperature
+def resolve_temperature(params: PseudoLabelParams, text: dict[str, Any]) -> float:
+    """Temperature as a number; `model` is the reciprocal of the logit scale in the provenance of the text."""
+    return 1.0 / float(text["logit_scale"]) if params.temperature == "model" else params.temperature
 
 
 def first_labels(similarity: store.Group, params: PseudoLabelParams) -> FirstLabels:
@@ -52,7 +52,7 @@ def first_labels(similarity: store.Group, params: PseudoLabelParams) -> FirstLab
         similarity: artifact with `global` [N, C], `snippets` [V, C] and `offset` [N + 1].
         params: section `pseudo_label`.
     """
-    temperature = resolve_temperature(params, similarity)
+    temperature = resolve_temperature(params, similarity.provenance["text"])
     whole = cdul.scores(torch.from_numpy(similarity.read("global")), temperature)
     snippets = cdul.scores(torch.from_numpy(similarity.read("snippets")), temperature)
     maximum, minimum = cdul.extremes(snippets, torch.from_numpy(similarity.read("offset")))
@@ -74,9 +74,55 @@ def scoring(method: str, params: PseudoLabelParams) -> dict[str, Any]:
     return {"method": method, **used}
 
 
-def write_labels(out: Path, labels: Tensor, table: str, provenance: dict[str, Any]) -> None:
-    """Write soft labels float32 [N, C] of a table (by its fingerprint)."""
-    store.write_group(out, {"labels": labels.float().numpy()}, {"table": table, **provenance})
+@dataclass(frozen=True, slots=True)
+class TrainingLabels:
+    """Labels of the training images as a method hands them to its student.
+
+    Attributes:
+        final: float32 [N, C], in [0, 1].
+        states: what the report tells of, by name, each [N, C].
+        provenance: what they were made from.
+    """
+
+    final: Tensor
+    states: dict[str, Tensor]
+    provenance: dict[str, Any]
+
+
+def labels_of(method: str, paths: Paths, table: ImageTable, params: Params) -> TrainingLabels:
+    """Labels of a method.
+
+    Args:
+        method: "global" (CLIP on the whole image), "cdul" (with its snippets), or "ccd" (as its last update left them).
+        paths: of the artifacts.
+        table: training images.
+        params: all parameters.
+
+    Raises:
+        ArtifactError: what they are made from is missing, altered, or of another image table.
+    """
+    if method == "ccd":
+        return _updated(paths, table)
+    similarity = store.read_group(paths.similarity("train"), {"table": table.fingerprint})
+    labels = first_labels(similarity, params.pseudo_label)
+    states = {"global": labels.whole}
+    if method == "cdul":
+        states |= {"aggregate": labels.aggregate, "final": labels.final}
+        if labels.share_of_maximum == 0:
+            logger.warning("pseudo_label.cdul.threshold is above every score: the aggregate is the plain minimum")
+    sources = ("text", "global", "snippets") if method == "cdul" else ("text", "global")
+    used = {name: similarity.provenance[name] for name in sources}
+    provenance = {"table": table.fingerprint, **scoring(method, params.pseudo_label), **used}
+    return TrainingLabels(states[next(reversed(states))].float(), states, provenance)
+
+
+def _updated(paths: Paths, table: ImageTable) -> TrainingLabels:
+    path = paths.ccd(MAX_ROUNDS) / "labels.zarr"
+    labels = CcdLabels.read(path, table)
+    first, *updates = labels.raw
+    states = {"initial": first, "refined": updates[-1]}
+    states |= {f"round{update}": state for update, state in enumerate(updates, start=1)}
+    return TrainingLabels(labels.labels, states, store.read_group(path).provenance)
 
 
 def label_quality(

@@ -21,8 +21,8 @@ class Supervision(Protocol):
     def identity(self) -> dict[str, Any]:
         """Name and parameters, JSON values."""
 
-    def loss(self, labels: Tensor, logits: Tensor) -> Tensor:
-        """Mean loss of a batch, from labels [B, C] in [0, 1] and logits [B, C]."""
+    def loss(self, labels: Tensor, logits: Tensor, rows: Tensor) -> Tensor:
+        """Mean loss of a batch: labels [B, C] in [0, 1], logits [B, C], and the images' rows, int64 [B]."""
 
     @property
     def per_batch(self) -> bool:
@@ -46,7 +46,7 @@ class FixedLabels:
         """Name and parameters."""
         return {"labels": "fixed"}
 
-    def loss(self, labels: Tensor, logits: Tensor) -> Tensor:
+    def loss(self, labels: Tensor, logits: Tensor, rows: Tensor) -> Tensor:  # noqa: ARG002 - all images weigh alike
         """Bernoulli KL(label || prediction): binary cross-entropy less a constant."""
         known = labels >= 0
         return cdul.bernoulli_kl(labels.clamp(min=0), logits, None if bool(known.all()) else known)

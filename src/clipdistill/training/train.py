@@ -17,16 +17,19 @@ from clipdistill.datasets.table import ImageTable
 from clipdistill.errors import ArtifactError, DataError, ParamsError
 from clipdistill.params import RecipeParams, StudentParams
 from clipdistill.students import model_folder
-from clipdistill.students.classifier import Student
 from clipdistill.training import checkpoint
 from clipdistill.training.loop import Machine, Task, Trainer, Truth
+from clipdistill.training.regime import Regime
 from clipdistill.training.supervision import Supervision
 from clipdistill.work import code_digest, work_root
+
+EPOCHS = "epochs.zarr"
+"""Scores after each epoch, in the folder of a student that a stopping rule chose."""
 
 SoftLabels = npt.NDArray[np.float32]
 
 # What a checkpoint must not outlive: a killed run is not finished by other code.
-_CODE = ["training", "students", "methods/cdul.py"]
+_CODE = ["training", "students", "methods", "evaluation/metrics.py"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +41,15 @@ class Outputs:
         labels: artifact of the labels' states: `labels` float32 [U + 1, N, C], the first ones and those after each
             refinement, and `epoch` int64 [U + 1]; None: not written.
         curves: folder of the curves; None: not written.
+        epochs: artifact of the evaluation images' scores: `scores` float32 [E, M, C], one matrix an epoch where a
+            stopping rule chooses and there is ground truth (else E is 0), and `chosen` int64 [1], the epoch of the
+            student that was kept, from 1; None: not written.
     """
 
     model: Path
     labels: Path | None = None
     curves: Path | None = None
+    epochs: Path | None = None
 
 
 def train_student(
@@ -55,6 +62,7 @@ def train_student(
     supervision: Supervision,
     outputs: Outputs,
     truth: Truth | None = None,
+    regime: Regime | None = None,
     stage: str = "train",
     compute: distributed.Compute | None = None,
 ) -> None:
@@ -73,6 +81,7 @@ def train_student(
         supervision: the method: `FixedLabels()` or `GradientAlignment(params)`.
         outputs: where the results go.
         truth: ground truth for the curves; it changes no byte of the student or of the labels.
+        regime: where it begins, a second view, a stopping rule; None: none of it.
         stage: name of the work folder below `work.work_root()`.
         compute: device, threads; None: as `Compute.load` has them.
 
@@ -91,7 +100,7 @@ def train_student(
     _check_labels(labels, len(table), len(classes))
     _check_batches(len(table), recipe.batch_size)
     truth = truth or Truth()
-    task = Task(table, torch.from_numpy(labels), student, recipe, supervision, truth)
+    task = Task(table, torch.from_numpy(labels), student, recipe, supervision, truth, regime or Regime())
     provenance = _provenance(task, dtype)
     identity = [provenance, classes, _truth_identity(truth), device.type, code_digest(_CODE)]
     folder = work_root() / stage / store.fingerprint(identity)[:32]
@@ -99,27 +108,28 @@ def train_student(
         trainer = Trainer(task, machine, folder, outputs.curves)
         trainer.run()
         if distributed.rank() == 0:
-            _write(trainer.student, task, classes, provenance, outputs, folder)
+            _write(trainer, task, classes, provenance, outputs, folder)
         distributed.barrier()
 
 
 def _write(
-    student: Student,
-    task: Task,
-    classes: list[str],
-    provenance: dict[str, Any],
-    outputs: Outputs,
-    folder: Path,
+    trainer: Trainer, task: Task, classes: list[str], provenance: dict[str, Any], outputs: Outputs, folder: Path
 ) -> None:
+    every = range(1, task.recipe.epochs + 1)
+    chosen = trainer.choose_student()
     if outputs.labels is not None:
-        epochs = [0, *(epoch for epoch in range(1, task.recipe.epochs + 1) if task.supervision.due(epoch))]
+        epochs = [0, *(epoch for epoch in every if task.supervision.due(epoch))]
         arrays: dict[str, store.Array] = {
-            "labels": checkpoint.read_labels(folder, epochs),
+            "labels": checkpoint.read_states(folder, "labels", epochs),
             "epoch": np.array(epochs, dtype=np.int64),
         }
         store.write_group(outputs.labels, arrays, {"classes": classes, **provenance})
-    card = model_folder.Card.of(student, task.student, task.supervision.head, classes, provenance)
-    model_folder.save(outputs.model, student, card)
+    if outputs.epochs is not None:
+        known = None not in (task.truth.val, task.truth.val_table, task.regime.positive_at)
+        scores = checkpoint.read_states(folder, "scores", list(every)) if known else np.empty((0, 0, 0), np.float32)
+        store.write_group(outputs.epochs, {"scores": scores, "chosen": np.array([chosen])}, provenance)
+    card = model_folder.Card.of(trainer.student, task.student, task.supervision.head, classes, provenance)
+    model_folder.save(outputs.model, trainer.student, card)
     shutil.rmtree(folder)
 
 
@@ -130,6 +140,7 @@ def _provenance(task: Task, dtype: torch.dtype) -> dict[str, Any]:
         "supervision": task.supervision.identity,
         "student": task.student.model_dump(),
         "recipe": task.recipe.model_dump(),
+        "regime": task.regime.identity,
         "arithmetic": str(dtype).removeprefix("torch."),
     }
 
