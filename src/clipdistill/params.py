@@ -208,8 +208,8 @@ class StudentParams(Section):
         description="none, imagenet (torchvision's, pinned), or a .safetensors or .pth file",
     )
     sha256: Sha256 = Field("", description="SHA-256 of `weights` where it is a file")
-    image_size: Annotated[int, Field(ge=32, le=2048)] = Field(96, description="side of its input, pixels")
-    output_stride: Literal[8, 16, 32] = Field(32, description="pixels a cell of the activation map (resnets: 16, 8)")
+    image_size: Annotated[int, Field(ge=32, le=2048)] = Field(80, description="side of its input, pixels")
+    output_stride: Literal[8, 16, 32] = Field(16, description="pixels a cell of the activation map (resnets: 16, 8)")
 
     @model_validator(mode="after")
     def _a_file_has_its_sum(self) -> Self:
@@ -282,17 +282,20 @@ class CcdBiasParams(Section):
     min_count: Annotated[int, Field(ge=1)] = Field(
         1, description="images that a class needs; one with fewer takes the mean of all classes' images"
     )
+    relative: bool = Field(
+        True, description="divided by its smallest, so that no label exceeds 1; else labels are cut there, and tied"
+    )
 
 
 class CcdLocalizeParams(Section):
     """Where the student points (stage `localize@ccd`)."""
 
-    image_size: Annotated[int, Field(ge=32, le=2048)] = Field(96, description="side of the student's input, pixels")
+    image_size: Annotated[int, Field(ge=32, le=2048)] = Field(80, description="side of the student's input, pixels")
     output_stride: Literal[8, 16, 32] = Field(
-        16, description="pixels a cell of the map; finer than the training's by dilation, not by other weights"
+        8, description="pixels a cell of the map; finer than the training's by dilation, not by other weights"
     )
     classes_per_image: Annotated[float, Field(gt=0)] = Field(
-        4.0, description="mean number of classes an image that are looked for, and so of views"
+        6.0, description="mean number of classes an image that are looked for, and so of views"
     )
     mask: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.95, description="share of a map's range from which a place belongs to the object"
@@ -308,7 +311,7 @@ class CcdLocalizeParams(Section):
 class CcdTrainParams(Section):
     """Training of CCD's students (stages `warmup@ccd`, `train@ccd`), beyond the shared recipe."""
 
-    warmup_epochs: Annotated[int, Field(ge=1)] = Field(3, description="passes on the initial labels")
+    warmup_epochs: Annotated[int, Field(ge=1)] = Field(4, description="passes on the initial labels")
     round_epochs: Annotated[int, Field(ge=1)] = Field(3, description="passes between two updates of the labels")
     epochs: Annotated[int, Field(ge=1)] = Field(4, description="passes after the last update")
     boost: Annotated[float, Field(gt=0)] = Field(1.0, description="factor of the positive parts of the maps (BoostLU)")
@@ -316,11 +319,11 @@ class CcdTrainParams(Section):
         1.0, description="weight in the loss of images above `bias.entropy_max`, before the consistency loss"
     )
     consistency: Annotated[float, Field(ge=0)] = Field(
-        1.0, description="weight of the agreement with the jittered image, after the last update"
+        0.0, description="weight of the agreement with the jittered image, after the last update"
     )
     jitter: Annotated[float, Field(ge=0, le=1)] = Field(0.5, description="strength of that jitter")
     positive_at: Annotated[float, Field(gt=0, le=1)] = Field(
-        1.0, description="label from which a class counts as present for the stopping rule"
+        0.5, description="label from which a class counts as present for the stopping rule"
     )
 
 
@@ -329,7 +332,7 @@ class CcdParams(Section):
 
     initial: Literal["global", "cdul"] = Field("global", description="labels to start from: the whole image's, CDUL's")
     update_rounds: Annotated[int, Field(ge=1, le=MAX_ROUNDS)] = Field(
-        2, description="updates of the labels; the paper has 1"
+        3, description="updates of the labels; the paper has 1"
     )
     ratio: Fraction = Field(0.2, description="share of the old label in the new one")
     floor: Annotated[float, Field(ge=0, lt=1)] = Field(

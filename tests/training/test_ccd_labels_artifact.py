@@ -18,7 +18,10 @@ BIAS = [0.7, 0.5, 1.9 / 3]
 
 # ln 3 = 1.099 is the last image's entropy; the third one's is 1.030.
 PARAMS = CcdParams(
-    bias=CcdBiasParams(entropy_max=1.05), floor=FLOOR, ratio=0.2, train=CcdTrainParams(unsure_weight=0.1)
+    bias=CcdBiasParams(entropy_max=1.05, relative=False),
+    floor=FLOOR,
+    ratio=0.2,
+    train=CcdTrainParams(unsure_weight=0.1),
 )
 
 # Two views of the first image, none of the second, one of the third, two of the last.
@@ -57,6 +60,17 @@ def test_the_first_labels_are_clamped_and_their_worth_is_not(initial: CcdLabels)
     torch.testing.assert_close(initial.labels, by_hand(lambda r, c: min(1.0, first(r, c, FLOOR))))
     assert initial.labels[0, 0] == 1
     assert initial.labels[0, 1].item() == pytest.approx(0.3)
+
+
+def test_a_relative_bias_keeps_labels_below_1_and_in_order() -> None:
+    params = PARAMS.model_copy(update={"bias": CcdBiasParams(entropy_max=1.05, relative=True)})
+    relative, cut = (
+        CcdLabels.initial(WHOLE, WHOLE, chosen).updated(VIEWS, OFFSET, chosen) for chosen in (params, PARAMS)
+    )
+    torch.testing.assert_close(relative.bias, torch.tensor(BIAS) / min(BIAS))
+    torch.testing.assert_close(relative.raw, cut.raw * min(BIAS))
+    assert relative.labels.max() <= 1
+    assert (relative.labels == 1).sum() < (cut.labels == 1).sum()
 
 
 def test_the_bias_is_measured_on_the_whole_images_whatever_the_first_labels() -> None:

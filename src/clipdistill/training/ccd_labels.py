@@ -28,7 +28,7 @@ class CcdLabels:
     Attributes:
         labels: float32 [N, C], in [0, 1].
         raw: float32 [U + 1, N, C], 0 or greater, before the first update and after each.
-        bias: float32 [C], CLIP's mean top-1 score of each class.
+        bias: float32 [C], CLIP's mean top-1 score of each class, with `ccd.bias.relative` over the smallest of them.
         weight: float32 [N], of the images in the loss, in [0, 1].
     """
 
@@ -47,6 +47,9 @@ class CcdLabels:
             params: section `ccd`.
         """
         bias = ccd.class_bias(whole, params.bias.entropy_max, params.bias.min_count)
+        if params.bias.relative:
+            # What is divided by at least 1 stays below 1: no cut ties what differs.
+            bias = bias / bias.min()
         weight = ccd.image_weights(whole, params.bias.entropy_max, params.train.unsure_weight)
         labels = ccd.debias(first, bias, params.floor).clamp(0, 1)
         return cls(labels, ccd.debias(first, bias)[None], bias, weight)

@@ -202,9 +202,8 @@ def _train(before: Path, out: Path, params: Params, compute: distributed.Compute
 
 
 def updated_regime(params: Params, start: Path) -> Regime:
-    """How a student is trained on labels that were updated, but for the stopping rule."""
-    ccd = params.ccd.train
-    return Regime(start=start, boost=ccd.boost, agreement=ccd.consistency, jitter=ccd.jitter)
+    """How a student is trained on labels that were updated, between two updates."""
+    return Regime(start=start, boost=params.ccd.train.boost)
 
 
 def hand_on_student(before: Path, out: Path) -> None:

@@ -85,8 +85,9 @@ def _supervision(method: str, params: Params, paths: Paths, table: ImageTable) -
 def _regime(method: str, params: Params, paths: Paths) -> Regime:
     if method != "ccd":
         return Regime()
+    ccd = params.ccd.train
     regime = ccd_rounds.updated_regime(params, paths.ccd(MAX_ROUNDS) / ccd_rounds.STUDENT)
-    return replace(regime, positive_at=params.ccd.train.positive_at)
+    return replace(regime, agreement=ccd.consistency, jitter=ccd.jitter, positive_at=ccd.positive_at)
 
 
 def _outputs(method: str, paths: Paths) -> Outputs:
