@@ -125,7 +125,8 @@ def _write(
         }
         store.write_group(outputs.labels, arrays, {"classes": classes, **provenance})
     if outputs.epochs is not None:
-        known = None not in (task.truth.val, task.truth.val_table, task.regime.positive_at)
+        truth, ruled = task.truth, task.regime.positive_at is not None
+        known = ruled and truth.val is not None and truth.val_table is not None
         scores = checkpoint.read_states(folder, "scores", list(every)) if known else np.empty((0, 0, 0), np.float32)
         store.write_group(outputs.epochs, {"scores": scores, "chosen": np.array([chosen])}, provenance)
     card = model_folder.Card.of(trainer.student, task.student, task.supervision.head, classes, provenance)
