@@ -3,16 +3,16 @@
 from pathlib import Path
 
 from clipdistill import distributed, params, stage
-from clipdistill.training import ccd_rounds
+from clipdistill.training.localize import point
 
 
 def main() -> None:
     """Read the training images and ccd/0/student; write train/views/cam.zarr."""
     stage.arguments("ccd")
-    settings = params.load()
+    settings, compute = params.load(), distributed.Compute.load()
     paths = stage.Paths(settings.dataset.name)
-    if not distributed.launch_where_several([str(Path(__file__)), "ccd"], distributed.Compute.load()):
-        ccd_rounds.point(paths.ccd(0) / ccd_rounds.STUDENT, paths.cam_views, settings)
+    if not distributed.launch_where_several([str(Path(__file__)), "ccd"], compute):
+        point(paths.ccd_student(0), paths.cam_views, settings, compute)
 
 
 if __name__ == "__main__":

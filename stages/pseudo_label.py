@@ -17,7 +17,8 @@ def main() -> None:
     paths = stage.Paths(settings.dataset.name)
     table = ImageTable.load(paths.table("train"))
     labels = pseudo_label.labels_of(method, paths, table, settings)
-    store.write_group(paths.labels(method), {"labels": labels.final.numpy()}, labels.provenance)
+    arrays = {"labels": labels.final} if labels.scores is None else {"labels": labels.final, "scores": labels.scores}
+    store.write_group(paths.labels(method), {name: array.numpy() for name, array in arrays.items()}, labels.provenance)
     truth = read_labels(paths.ground_truth("train"), table)
     quality = pseudo_label.label_quality(labels.states, truth, settings.evaluate.empty_class)
     logger.info("pseudo_label@%s: %s", method, ", ".join(f"{key} {value}" for key, value in quality.items()))

@@ -1,7 +1,9 @@
 """Stage refine@ccd: the first update of the labels, by what CLIP says of the views that the student pointed at."""
 
+import shutil
+
 from clipdistill import params, stage
-from clipdistill.training import ccd_rounds
+from clipdistill.training.ccd_refine import refine
 
 
 def main() -> None:
@@ -9,10 +11,8 @@ def main() -> None:
     stage.arguments("ccd")
     settings = params.load()
     paths = stage.Paths(settings.dataset.name)
-    before, out = paths.ccd(0), paths.ccd(1)
-    embeddings = paths.embeddings("train", "cam")
-    ccd_rounds.refine(before / ccd_rounds.LABELS, embeddings, out / ccd_rounds.LABELS, 1, settings)
-    ccd_rounds.hand_on_student(before, out)
+    refine(paths.ccd_labels(0), paths.embeddings("train", "cam"), paths.ccd_labels(1), 1, settings)
+    shutil.copytree(paths.ccd_student(0), paths.ccd_student(1), dirs_exist_ok=True)
 
 
 if __name__ == "__main__":

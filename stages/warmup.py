@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from clipdistill import params, stage
-from clipdistill.training.ccd_rounds import warm_up
+from clipdistill.training.ccd_warmup import warm_up
 
 
 def main() -> None:

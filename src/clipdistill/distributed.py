@@ -7,6 +7,7 @@ stage. The settings come from `compute.yaml` in the current folder, which git ig
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import subprocess
@@ -249,10 +250,29 @@ def _fail(command: list[str], failed: int, processes: int, code: int) -> NoRetur
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """Connect the processes, where there are several, for a block: gloo carries tensors on CPUs, NCCL those on GPUs."""
+    """Connect the processes, where there are several, for a block: gloo carries tensors on CPUs, NCCL those on GPUs.
+
+    The connection stays until the process ends, and later blocks use it: torchrun's store keeps the keys of the first
+    one, and a second one would find them. So the first block of a process names the device of all of them.
+    """
     if world_size() == 1:
         yield
         return
+    import torch.distributed as dist  # noqa: PLC0415
+
+    if not dist.is_initialized():
+        _connect(device)
+    try:
+        yield
+    except RuntimeError as error:
+        if not ("gloo" in str(error) and "by peer" in str(error)):
+            raise
+        # The launcher takes the first process that it sees end for the cause: the other one must be seen first.
+        time.sleep(2)
+        raise ClipdistillError(f"process {rank()} stops, since another one has ended; that one says why") from None
+
+
+def _connect(device: torch.device) -> None:
     import torch.distributed as dist  # noqa: PLC0415
 
     if device.type == "cuda":
@@ -262,16 +282,7 @@ def process_group(device: torch.device) -> Iterator[None]:
         dist.init_process_group("cpu:gloo,cuda:nccl", device_id=device)
     else:
         dist.init_process_group("gloo")
-    try:
-        yield
-    except RuntimeError as error:
-        if not ("gloo" in str(error) and "by peer" in str(error)):
-            raise
-        # The launcher takes the first process that it sees end for the cause: the other one must be seen first.
-        time.sleep(2)
-        raise ClipdistillError(f"process {rank()} stops, since another one has ended; that one says why") from None
-    finally:
-        dist.destroy_process_group()
+    atexit.register(dist.destroy_process_group)
 
 
 def barrier() -> None:

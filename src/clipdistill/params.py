@@ -280,7 +280,7 @@ class CcdBiasParams(Section):
         2.0, description="nats: images whose scores are less sure do not count"
     )
     min_count: Annotated[int, Field(ge=1)] = Field(
-        1, description="images that a class needs; one with fewer takes the mean of all classes' images"
+        10, description="images that a class needs; one with fewer takes the mean of all classes' images"
     )
     relative: bool = Field(
         True, description="divided by its smallest, so that no label exceeds 1; else labels are cut there, and tied"
@@ -290,12 +290,17 @@ class CcdBiasParams(Section):
 class CcdLocalizeParams(Section):
     """Where the student points (stage `localize@ccd`)."""
 
-    image_size: Annotated[int, Field(ge=32, le=2048)] = Field(80, description="side of the student's input, pixels")
-    output_stride: Literal[8, 16, 32] = Field(
-        8, description="pixels a cell of the map; finer than the training's by dilation, not by other weights"
+    image_size: Annotated[int, Field(ge=32, le=2048)] | Literal["student"] = Field(
+        "student", description="side of the student's input, pixels; student: the one it was trained at"
+    )
+    output_stride: Literal[8, 16, 32, "auto"] = Field(
+        "auto",
+        description="pixels a cell of the map; finer than in training by dilation, not by other weights; auto: half, "
+        "where the backbone is a residual network",
     )
     classes_per_image: Annotated[float, Field(gt=0)] = Field(
-        6.0, description="mean number of classes an image that are looked for, and so of views"
+        6.0,
+        description="classes an image that are looked for, on average; half of all where there are no more",
     )
     mask: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.95, description="share of a map's range from which a place belongs to the object"
@@ -319,7 +324,7 @@ class CcdTrainParams(Section):
         1.0, description="weight in the loss of images above `bias.entropy_max`, before the consistency loss"
     )
     consistency: Annotated[float, Field(ge=0)] = Field(
-        0.0, description="weight of the agreement with the jittered image, after the last update"
+        1.0, description="weight of the agreement with the jittered image, after the last update"
     )
     jitter: Annotated[float, Field(ge=0, le=1)] = Field(0.5, description="strength of that jitter")
     positive_at: Annotated[float, Field(gt=0, le=1)] = Field(

@@ -106,6 +106,14 @@ class Paths:
         """Folder of CCD after an update of the labels, from 1 (0: before the first): labels, student, views."""
         return self.cache / "ccd" / str(update)
 
+    def ccd_labels(self, update: int) -> Path:
+        """CCD's labels after an update."""
+        return self.ccd(update) / "labels.zarr"
+
+    def ccd_student(self, update: int) -> Path:
+        """The student that the next training of CCD goes on from, beside the labels it is to learn."""
+        return self.ccd(update) / "student"
+
     def ccd_plan(self, update: int) -> Path:
         """File that says whether a round of CCD after the first is run."""
         return self.cache / "ccd" / "plan" / f"{update}.json"

@@ -28,6 +28,7 @@ MINIATURE: dict[str, Any] = {
         "cdul": {"warmup": 0, "step": 1.0, "sigma": 1.0},
     },
     "ccd": {
+        "update_rounds": 2,
         "localize": {"image_size": 32, "output_stride": 8},
         "train": {"warmup_epochs": 1, "round_epochs": 1, "epochs": 3},
     },

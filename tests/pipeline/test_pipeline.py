@@ -26,11 +26,20 @@ def manifest(folder: Path) -> str:
 def test_metrics_have_the_stated_keys(project: Project) -> None:
     labels = project.json("metrics/labels/cdul.json")["train"]
     assert list(labels) == ["global_mAP", "aggregate_mAP", "final_mAP"]
-    for method in ("teacher", "teacher_views", "cdul", "global", "supervised"):
+    for method in ("teacher", "teacher_views", "cdul", "ccd", "global", "supervised"):
         val = project.json(f"metrics/{method}.json")["val"]
         assert {"mAP", "CP", "CR", "CF1", "OP", "OR", "OF1", "top3"} <= set(val)
         assert 0 <= val["mAP"] <= 100
     assert {"initial_mAP", "refined_mAP"} <= set(project.json("metrics/train/cdul.json")["train"])
+    chosen = project.json("metrics/ccd.json")["val"]
+    assert {"epoch", "last_mAP", "last_epoch", "oracle_mAP", "oracle_epoch"} <= set(chosen)
+    assert (chosen["last_epoch"], chosen["oracle_uses_labels"]) == (3, True)
+    assert chosen["oracle_mAP"] >= max(chosen["mAP"], chosen["last_mAP"])
+    rounds = project.json("metrics/labels/ccd.json")["train"]
+    assert list(rounds) == ["initial_mAP", "refined_mAP", "round1_mAP", "round2_mAP"]
+    pictures = sorted((project.folder / "metrics" / "ccd_views").iterdir())
+    assert len(pictures) == 8
+    assert Image.open(pictures[0]).width == 1200
 
 
 def test_dvc_shows_and_compares_the_metrics(project: Project) -> None:
@@ -50,6 +59,32 @@ def test_one_and_two_processes_embed_the_same_bytes(project: Project) -> None:
     for processes in ("1", "2"):
         project.run("stages/run", "embed", "snippets", CLIPDISTILL_PROCESSES=processes)
         assert manifest(out) == before
+
+
+def test_a_round_in_two_processes_gives_whole_artifacts(project: Project) -> None:
+    folder = project.folder / "cache" / "scenes" / "ccd" / "2"
+    shutil.rmtree(folder)
+    project.run("stages/run", "round", "2", CLIPDISTILL_PROCESSES="2")
+    assert store.read_group(folder / "labels.zarr").shape("raw") == (3, 40, 12)
+    assert len(store.read_group(folder / "cam.zarr").read("embedding")) == 40 * 6
+    assert (folder / "student" / "student.yaml").is_file()
+
+
+def test_a_round_killed_after_its_training_goes_on_from_there(project: Project) -> None:
+    """The embedder finds no table of its views, so the round fails after the student is whole."""
+    folder = project.folder / "cache" / "scenes" / "ccd" / "2"
+    before = (folder / "student" / "student.safetensors").read_bytes(), manifest(folder / "labels.zarr")
+    shutil.rmtree(folder)
+    weights = project.folder / "cache" / "teachers" / "scenes.safetensors"
+    kept = weights.rename(weights.with_suffix(".away"))
+    assert project.run("stages/run", "round", "2", check=False).returncode > 0
+    assert not folder.exists()
+    (student,) = (project.folder / ".work" / "round-2").glob("*/student/student.safetensors")
+    made = student.stat().st_mtime_ns
+    kept.rename(weights)
+    project.run("stages/run", "round", "2")
+    assert (folder / "student" / "student.safetensors").stat().st_mtime_ns == made
+    assert ((folder / "student" / "student.safetensors").read_bytes(), manifest(folder / "labels.zarr")) == before
 
 
 def test_students_do_not_see_the_ground_truth(project: Project) -> None:
@@ -76,12 +111,15 @@ def test_own_images_without_labels_train_a_student(project: Project) -> None:
     shutil.copytree(project.folder / "data" / "raw" / "scenes" / "JPEGImages", folder / "holiday pictures")
     (folder / "classes.txt").write_text("fish\ncar\numbrella\n")
     project.set({"dataset.name": "own", "dataset.reader": "folder", "dataset.root": "own"})
-    ran = project.repro("evaluate@cdul", "evaluate@supervised")
+    ran = project.repro("evaluate@cdul", "evaluate@ccd", "evaluate@supervised", "pseudo_label@ccd")
     assert "generate" not in ran
     assert (project.folder / "cache" / "own" / "models" / "cdul" / "student.safetensors").is_file()
     held_out = project.json("metrics/format.json")["val"]["images"]
     for method in ("cdul", "supervised"):
         assert project.json(f"metrics/{method}.json") == {"val": {"images": held_out, "labelled": 0}}
+    # Three classes, of which the two likeliest an image would be most; the rule saw pseudo labels alone.
+    assert project.json("metrics/ccd.json") == {"val": {"images": held_out, "labelled": 0, "epoch": 3}}
+    assert project.json("metrics/labels/ccd.json")["train"]["refined_mAP"] is None
     assert project.json("metrics/labels/cdul.json")["train"]["final_mAP"] is None
 
 

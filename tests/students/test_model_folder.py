@@ -9,7 +9,7 @@ from clipdistill.errors import ArtifactError
 from clipdistill.params import StudentParams
 from clipdistill.students import classifier, model_folder
 
-PARAMS = StudentParams(backbone="shufflenet_v2_x0_5", image_size=64)
+PARAMS = StudentParams(output_stride=32, backbone="shufflenet_v2_x0_5", image_size=64)
 CLASSES = ["dog", "potted plant", "café"]
 
 

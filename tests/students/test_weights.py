@@ -28,7 +28,7 @@ def build(weights: Path | str, sha256: str = "") -> classifier.Student:
     path = Path(weights)
     known = sha256 or (hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "0" * 64)
     own = "" if str(weights) in ("none", "imagenet") else known
-    return classifier.build(StudentParams(backbone=NAME, weights=str(weights), sha256=own), 5, seed=0)
+    return classifier.build(StudentParams(output_stride=32, backbone=NAME, weights=str(weights), sha256=own), 5, seed=0)
 
 
 def write(path: Path, state: dict[str, Tensor]) -> Path:

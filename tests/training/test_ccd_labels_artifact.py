@@ -18,7 +18,7 @@ BIAS = [0.7, 0.5, 1.9 / 3]
 
 # ln 3 = 1.099 is the last image's entropy; the third one's is 1.030.
 PARAMS = CcdParams(
-    bias=CcdBiasParams(entropy_max=1.05, relative=False),
+    bias=CcdBiasParams(entropy_max=1.05, min_count=1, relative=False),
     floor=FLOOR,
     ratio=0.2,
     train=CcdTrainParams(unsure_weight=0.1),
@@ -63,7 +63,7 @@ def test_the_first_labels_are_clamped_and_their_worth_is_not(initial: CcdLabels)
 
 
 def test_a_relative_bias_keeps_labels_below_1_and_in_order() -> None:
-    params = PARAMS.model_copy(update={"bias": CcdBiasParams(entropy_max=1.05, relative=True)})
+    params = PARAMS.model_copy(update={"bias": CcdBiasParams(entropy_max=1.05, min_count=1, relative=True)})
     relative, cut = (
         CcdLabels.initial(WHOLE, WHOLE, chosen).updated(VIEWS, OFFSET, chosen) for chosen in (params, PARAMS)
     )
@@ -113,7 +113,7 @@ def test_a_ratio_of_one_keeps_the_labels(initial: CcdLabels) -> None:
 
 def test_round_trip(toy: Toy, initial: CcdLabels, tmp_path: Path) -> None:
     updated = initial.updated(VIEWS, OFFSET, PARAMS)
-    updated.write(tmp_path / "labels.zarr", {"table": toy[0].fingerprint})
+    updated.write(tmp_path / "labels.zarr", toy[0], 1)
     found = CcdLabels.read(tmp_path / "labels.zarr", toy[0])
     for name in ("labels", "raw", "bias", "weight"):
         assert torch.equal(getattr(found, name), getattr(updated, name)), name
@@ -125,7 +125,7 @@ def test_round_trip(toy: Toy, initial: CcdLabels, tmp_path: Path) -> None:
 
 def test_labels_of_another_table_are_refused(toy: Toy, initial: CcdLabels, tmp_path: Path) -> None:
     other, _ = make_table(tmp_path / "images", 4, seed=9)
-    initial.write(tmp_path / "labels.zarr", {"table": toy[0].fingerprint})
+    initial.write(tmp_path / "labels.zarr", toy[0], 1)
     with pytest.raises(ArtifactError, match=r"labels\.zarr was made with table"):
         CcdLabels.read(tmp_path / "labels.zarr", other)
     with pytest.raises(ArtifactError, match="missing"):

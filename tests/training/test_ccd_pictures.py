@@ -17,7 +17,7 @@ from clipdistill.evaluation import view_picture
 from clipdistill.params import CcdLocalizeParams, CcdParams, Params, PseudoLabelParams
 from clipdistill.stage import Paths
 from clipdistill.students import classifier, model_folder
-from clipdistill.training import ccd_pictures, ccd_rounds
+from clipdistill.training import ccd_pictures
 from clipdistill.training.ccd_labels import CcdLabels
 from clipdistill.training.data import ImageSource
 from clipdistill.training.localize import PointedViews, Pointer
@@ -61,10 +61,10 @@ def _write_rounds(table: ImageTable) -> None:
     others = {"raw": labels[None], "bias": torch.ones(3), "weight": torch.ones(IMAGES)}
     for update in (0, 1):
         moved = labels + update * torch.stack([MOVES, *torch.zeros(2, IMAGES)], dim=1)
-        CcdLabels(moved, **others).write(PATHS.ccd(update) / ccd_rounds.LABELS, {"table": table.fingerprint})
+        CcdLabels(moved, **others).write(PATHS.ccd_labels(update), table, update)
     student = classifier.build(STUDENT, 3, seed=0)
     card = model_folder.Card.of(student, STUDENT, "sigmoid", CLASSES, {})
-    model_folder.save(PATHS.ccd(0) / ccd_rounds.STUDENT, student, card)
+    model_folder.save(PATHS.ccd_student(0), student, card)
     generator = np.random.default_rng(0)
     box = np.tile(np.array([[1, 2, 20, 25]], dtype=np.float32), (VIEWS, 1))
     box[:, 2] += np.arange(VIEWS)
@@ -116,7 +116,7 @@ def test_a_picture_tells_what_the_artifacts_say(
 ) -> None:
     told = {story.title: story for story in draw(tmp_path / "out", monkeypatch)}
     views = store.read_group(PATHS.cam_views)
-    pointer = Pointer(PATHS.ccd(0) / ccd_rounds.STUDENT, PARAMS.ccd.localize, ccd_pictures.distributed.Compute.load())
+    pointer = Pointer(PATHS.ccd_student(0), PARAMS.ccd.localize, ccd_pictures.distributed.Compute.load())
     own, others = np.exp(2) / (np.exp(2) + 2), 1 / (np.exp(2) + 2)
     for title, story in told.items():
         row = IDS.index(title)

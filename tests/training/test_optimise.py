@@ -10,7 +10,7 @@ from clipdistill.training import optimise
 
 @pytest.fixture(scope="module")
 def student() -> classifier.Student:
-    return classifier.build(StudentParams(backbone="shufflenet_v2_x0_5"), 3, seed=0)
+    return classifier.build(StudentParams(output_stride=32, backbone="shufflenet_v2_x0_5"), 3, seed=0)
 
 
 def test_biases_and_norms_do_not_decay_and_the_head_has_its_rate(student: classifier.Student) -> None:

@@ -139,7 +139,7 @@ class TestBeginning:
 
     @pytest.mark.parametrize("other", ["network", "classes"])
     def test_another_network_is_refused(self, toy: Toy, tmp_path: Path, other: str) -> None:
-        params = StudentParams(backbone="resnet18", image_size=32) if other == "network" else STUDENT
+        params = StudentParams(output_stride=32, backbone="resnet18", image_size=32) if other == "network" else STUDENT
         names = CLASSES if other == "network" else [*CLASSES, "grey"]
         student = classifier.build(params, len(names), seed=0)
         model_folder.save(tmp_path / "first", student, model_folder.Card.of(student, params, "sigmoid", names, {}))

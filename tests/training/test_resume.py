@@ -52,7 +52,7 @@ def test_goes_on_as_if_nothing_had_been(toy: Toy, tmp_path: Path, monkeypatch: p
 
 def test_a_network_that_drops_blocks_at_random(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings: dict[str, Any] = {
-        "student": StudentParams(backbone="efficientnet_b0", image_size=32),
+        "student": StudentParams(output_stride=32, backbone="efficientnet_b0", image_size=32),
         "epochs": 2,
         "batch_size": 20,
     }
@@ -170,7 +170,7 @@ def test_a_killed_process_ends_in_the_bytes_of_an_unharmed_one(toy: Toy, tmp_pat
 @pytest.mark.slow
 def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
     """21 images in batches of 8: the last batch has 5, so the processes' shares differ."""
-    params = StudentParams(backbone="resnet18", image_size=64)
+    params = StudentParams(output_stride=32, backbone="resnet18", image_size=64)
     recipe: dict[str, Any] = {"optimiser": "sgd", "learning_rate": 1e-3, "schedule": "constant", "epochs": 2}
     settings = {"images": 21, "student": params.model_dump(), "recipe": recipe}
     distributed.launch(_script(tmp_path / "two", **settings), 2)

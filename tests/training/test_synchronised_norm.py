@@ -45,7 +45,7 @@ def test_equals_plain_batch_normalisation(dtype: torch.dtype) -> None:
 
 
 def test_replaces_every_layer_and_renames_nothing() -> None:
-    student = classifier.build(StudentParams(backbone="resnet18"), 3, seed=0)
+    student = classifier.build(StudentParams(output_stride=32, backbone="resnet18"), 3, seed=0)
     names = list(student.state_dict())
     count = sum(isinstance(module, nn.BatchNorm2d) for module in student.modules())
     synchronise(student, torch.device("cpu"))

@@ -27,7 +27,7 @@ from clipdistill.training.supervision import Supervision
 from clipdistill.training.train import Outputs, train_student
 
 CLASSES = ["red", "green", "blue"]
-STUDENT = StudentParams(backbone="shufflenet_v2_x0_5", image_size=32)
+STUDENT = StudentParams(output_stride=32, backbone="shufflenet_v2_x0_5", image_size=32)
 COMPUTE = distributed.Compute(device="cpu", threads=1, workers=1)
 
 Presence = npt.NDArray[np.int8]

@@ -131,7 +131,7 @@ def embed_views(kind: str, wanted: list[Request], params: Params, command: list[
         threads = compute.workers or (1 if device.type == "cpu" else 8)
         _fill(f"embed@{kind}", jobs, encoder, transform, threads, arithmetic.batch)
     if distributed.world_size() > 1:
-        with distributed.process_group(torch.device("cpu")):
+        with distributed.process_group(device):
             distributed.barrier()
     if distributed.is_leader():
         for job in jobs:

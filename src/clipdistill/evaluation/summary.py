@@ -46,6 +46,8 @@ def render(folder: Path) -> str:
     training = _read(folder / "train" / "cdul.json").get("train", {})
     if "refined_mAP" in training:
         lines.append(_line("refined while the student learned", [training["refined_mAP"]]))
+    updated = _read(folder / "labels" / "ccd.json").get("train", {})
+    lines += [_line(f"CCD, {key.removesuffix('_mAP')}", [updated[key]]) for key in updated if key.startswith("round")]
     return "\n".join(lines)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from difflib import get_close_matches
+from typing import Literal
 
 import torch
 import torchvision
@@ -72,6 +73,19 @@ def feature_extractor(name: str, network: nn.Module, output_stride: int) -> nn.S
             )
         _keep_resolution(network, ["layer4"] if output_stride == 16 else ["layer3", "layer4"])
     return trunk(network)
+
+
+def finer_stride(name: str, stride: int, wanted: int | Literal["auto"]) -> int:
+    """Pixels a cell of a finer map: as wanted, or half the network's own where it has a finer one.
+
+    Args:
+        name: of the backbone.
+        stride: its own.
+        wanted: pixels, or auto.
+    """
+    if wanted != "auto":
+        return wanted
+    return max(8, stride // 2) if name.startswith(_RESNETS) else stride
 
 
 def refine_map(features: nn.Sequential, name: str, stride: int, output_stride: int) -> None:

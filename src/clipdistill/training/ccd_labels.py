@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -68,10 +68,10 @@ class CcdLabels:
         raw = torch.cat([self.raw, ccd.refine(self.raw[-1], *views)[None]])
         return type(self)(labels, raw, self.bias, self.weight)
 
-    def write(self, out: Path, provenance: dict[str, Any]) -> None:
-        """Write the artifact."""
+    def write(self, out: Path, table: ImageTable, update: int) -> None:
+        """Write the artifact: labels of a table after an update, from 1 (0: before the first)."""
         arrays = {name: getattr(self, name).numpy() for name in ("labels", "raw", "bias", "weight")}
-        store.write_group(out, arrays, provenance)
+        store.write_group(out, arrays, {"table": table.fingerprint, "method": "ccd", "update": update})
 
     @classmethod
     def read(cls, path: Path, table: ImageTable) -> Self:

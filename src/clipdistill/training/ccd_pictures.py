@@ -13,8 +13,8 @@ from clipdistill.datasets.table import ImageTable, Labels, read_classes, read_la
 from clipdistill.evaluation import view_picture
 from clipdistill.params import Params
 from clipdistill.stage import Paths
-from clipdistill.training import ccd_rounds
 from clipdistill.training.ccd_labels import CcdLabels
+from clipdistill.training.ccd_refine import view_scores
 from clipdistill.training.data import ImageSource
 from clipdistill.training.localize import Pointer
 
@@ -48,16 +48,14 @@ class _Update:
     def __init__(self, params: Params, paths: Paths, table: ImageTable) -> None:
         self._table = table
         self._names = [item.name for item in read_classes(paths.classes)]
-        self._before, self._after = (
-            CcdLabels.read(paths.ccd(update) / ccd_rounds.LABELS, table).labels for update in (0, 1)
-        )
+        self._before, self._after = (CcdLabels.read(paths.ccd_labels(update), table).labels for update in (0, 1))
         self._views = store.read_group(paths.cam_views, {"table": table.fingerprint})
         self._offset = self._views.read("offset")
         embeddings = paths.embeddings("train", "cam")
-        self._answers, _ = ccd_rounds.view_scores(paths.text, embeddings, table, params)
+        self._answers, _ = view_scores(paths.text, embeddings, table, params)
         self._truth: Labels = read_labels(paths.ground_truth("train"), table)
-        self._images = ImageSource(table, params.ccd.localize.image_size, "none", workers=1)
-        self._pointer = Pointer(paths.ccd(0) / ccd_rounds.STUDENT, params.ccd.localize, distributed.Compute.load())
+        self._pointer = Pointer(paths.ccd_student(0), params.ccd.localize, distributed.Compute.load())
+        self._images = ImageSource(table, self._pointer.image_size, "none", workers=1)
 
     def telling_rows(self) -> list[int]:
         """Rows in even steps of how far the label moved, the farthest first."""

@@ -6,6 +6,7 @@ only the maps that are used are ever enlarged, and memory does not grow with cla
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +20,14 @@ from torch import Tensor
 from clipdistill import distributed, store
 from clipdistill.datasets.table import ImageTable
 from clipdistill.methods import ccd
-from clipdistill.params import CcdLocalizeParams
+from clipdistill.params import CcdLocalizeParams, Params
+from clipdistill.stage import Paths
 from clipdistill.students import backbones, model_folder, preprocessing
 from clipdistill.students.classifier import Student
 from clipdistill.training.data import ImageSource
 from clipdistill.training.predict import arithmetic_of, autocast
+
+logger = logging.getLogger(__name__)
 
 # Side of the maps on which boxes are found: corners fall on 1/160 of the image's side, well below any margin.
 _GRID = 160
@@ -79,9 +83,12 @@ def localize(folder: Path, table: ImageTable, params: CcdLocalizeParams, compute
         UnreadableImageError: a file is gone, changed or broken.
     """
     pointer = Pointer(folder, params, compute)
-    images = ImageSource(table, params.image_size, "auto", compute.worker_count())
+    images = ImageSource(table, pointer.image_size, "auto", compute.worker_count())
     probabilities = pointer.probabilities(images)
-    chosen, threshold = ccd.select_classes(probabilities, params.classes_per_image)
+    classes = probabilities.shape[1]
+    # As many as there are would look for every class in every image, whatever the student sees.
+    wanted = params.classes_per_image if params.classes_per_image < classes else classes / 2
+    chosen, threshold = ccd.select_classes(probabilities, wanted)
     row, category = chosen.nonzero(as_tuple=True)
     share = pointer.boxes(images, row, category)
     sides = np.stack([table.widths, table.heights, table.widths, table.heights], axis=1).astype(np.float32)
@@ -89,13 +96,42 @@ def localize(folder: Path, table: ImageTable, params: CcdLocalizeParams, compute
         box=share.numpy() * sides[row.numpy()],
         offset=np.concatenate([[0], np.cumsum(chosen.sum(dim=1).numpy())]).astype(np.int64),
         category=category.numpy().astype(np.int32),
-        probability=probabilities[row, category].numpy(),
+        probability=probabilities[row, category].float().numpy(),
         threshold=threshold,
     )
 
 
+def point(student: Path, out: Path, params: Params, compute: distributed.Compute) -> None:
+    """Write the view table of the places that a student points at in the training images.
+
+    Under torchrun all processes call this together.
+
+    Args:
+        student: its folder.
+        out: the view table.
+        params: all parameters.
+        compute: device, threads, batch size.
+    """
+    table = ImageTable.load(Paths(params.dataset.name).table("train"))
+    with distributed.process_group(compute.torch_device()):
+        views = localize(student, table, params.ccd.localize, compute)
+        if distributed.rank() == 0:
+            provenance = {"student": model_folder.read_card(student).sha256, **params.ccd.localize.model_dump()}
+            views.write(out, {"table": table.fingerprint, **provenance})
+            logger.info(
+                "%d views of %d images, of classes from probability %.3f on",
+                len(views.box),
+                len(table),
+                views.threshold,
+            )
+        distributed.barrier()
+
+
 class Pointer:
     """A student that is asked where it sees things.
+
+    Attributes:
+        image_size: side of its input, pixels.
 
     Args:
         folder: of the student.
@@ -109,18 +145,21 @@ class Pointer:
         self._batch = compute.batch_size or _BATCH
         torch.set_num_threads(compute.thread_count())
         student, card = model_folder.load(folder)
-        backbones.refine_map(student.features, card.backbone, card.output_stride, params.output_stride)
+        own = card.preprocessing.image_size
+        self.image_size = own if params.image_size == "student" else params.image_size
+        stride = backbones.finer_stride(card.backbone, card.output_stride, params.output_stride)
+        backbones.refine_map(student.features, card.backbone, card.output_stride, stride)
         self._student: Student = student.to(device=self._device).to(memory_format=torch.channels_last)
         self._dtype = arithmetic_of(card)
 
     def probabilities(self, images: ImageSource) -> Tensor:
-        """Score every image, float32 [N, C], in [0, 1], on the CPU.
+        """Score every image, float64 [N, C], in [0, 1], on the CPU: in float32 sure scores would be tied at 1.
 
         The processes share the rows, and all get the whole.
         """
         own = np.arange(*distributed.slice_of(len(images)))
-        parts = [torch.empty(0, self._student.head.out_channels)]
-        parts += [torch.sigmoid(logits).cpu() for logits, _ in self._passes(images, own)]
+        parts = [torch.empty(0, self._student.head.out_channels, dtype=torch.float64)]
+        parts += [torch.sigmoid(logits.double()).cpu() for logits, _ in self._passes(images, own)]
         return distributed.gather_rows(torch.cat(parts), len(images))
 
     def boxes(self, images: ImageSource, row: Tensor, category: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from clipdistill.datasets.table import ImageTable, Labels, read_classes, read_la
 from clipdistill.params import MAX_ROUNDS, Params, RecipeParams
 from clipdistill.stage import Paths
 from clipdistill.students import untrained
-from clipdistill.training import ccd_rounds, pseudo_label
+from clipdistill.training import pseudo_label
 from clipdistill.training.ccd_labels import CcdLabels
 from clipdistill.training.gradient_alignment import GradientAlignment
 from clipdistill.training.loop import Truth
@@ -64,7 +63,7 @@ def first_labels(method: str, paths: Paths, table: ImageTable) -> npt.NDArray[np
     if method == "supervised":
         return read_labels(paths.ground_truth("train"), table).astype(np.float32)
     if method == "ccd":
-        return CcdLabels.read(paths.ccd(MAX_ROUNDS) / ccd_rounds.LABELS, table).labels.numpy()
+        return CcdLabels.read(paths.ccd_labels(MAX_ROUNDS), table).labels.numpy()
     return store.read_group(paths.labels(method), {"table": table.fingerprint}).read("labels")
 
 
@@ -78,7 +77,7 @@ def _supervision(method: str, params: Params, paths: Paths, table: ImageTable) -
     if method == "cdul":
         return GradientAlignment(params.train.cdul)
     if method == "ccd":
-        return WeightedLabels(CcdLabels.read(paths.ccd(MAX_ROUNDS) / ccd_rounds.LABELS, table).weight)
+        return WeightedLabels(CcdLabels.read(paths.ccd_labels(MAX_ROUNDS), table).weight)
     return FixedLabels()
 
 
@@ -86,8 +85,7 @@ def _regime(method: str, params: Params, paths: Paths) -> Regime:
     if method != "ccd":
         return Regime()
     ccd = params.ccd.train
-    regime = ccd_rounds.updated_regime(params, paths.ccd(MAX_ROUNDS) / ccd_rounds.STUDENT)
-    return replace(regime, agreement=ccd.consistency, jitter=ccd.jitter, positive_at=ccd.positive_at)
+    return Regime(paths.ccd_student(MAX_ROUNDS), ccd.boost, ccd.consistency, ccd.jitter, ccd.positive_at)
 
 
 def _outputs(method: str, paths: Paths) -> Outputs:

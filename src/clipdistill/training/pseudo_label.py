@@ -32,12 +32,14 @@ class FirstLabels:
         final: their fusion [N, C], the first labels (CDUL Eq. 7).
         share_of_maximum: share of entries whose maximum reaches the threshold (gamma = 1), in [0, 1]. At 0 the
             threshold is above all scores and the aggregate is the plain minimum.
+        scores: of the whole image before any standardisation [N, C].
     """
 
     whole: Tensor
     aggregate: Tensor
     final: Tensor
     share_of_maximum: float
+    scores: Tensor
 
 
 def resolve_temperature(params: PseudoLabelParams, text: dict[str, Any]) -> float:
@@ -58,9 +60,10 @@ def first_labels(similarity: store.Group, params: PseudoLabelParams) -> FirstLab
     maximum, minimum = cdul.extremes(snippets, torch.from_numpy(similarity.read("offset")))
     reached = cdul.gamma(maximum, params.cdul.threshold)
     aggregate = cdul.aggregate(maximum, minimum, params.cdul.threshold)
+    plain = whole
     whole, aggregate = (standardise(item, params.standardise) for item in (whole, aggregate))
     final = cdul.final_similarity(whole, aggregate, params.cdul.weight)
-    return FirstLabels(whole, aggregate, final, float(reached.float().mean()))
+    return FirstLabels(whole, aggregate, final, float(reached.float().mean()), plain)
 
 
 def scoring(method: str, params: PseudoLabelParams) -> dict[str, Any]:
@@ -81,12 +84,15 @@ class TrainingLabels:
     Attributes:
         final: float32 [N, C], in [0, 1].
         states: what the report tells of, by name, each [N, C].
+        scores: float32 [N, C], CLIP's scores of the whole images before any standardisation; None where these labels
+            are not made of them alone.
         provenance: what they were made from.
     """
 
     final: Tensor
     states: dict[str, Tensor]
     provenance: dict[str, Any]
+    scores: Tensor | None = None
 
 
 def labels_of(method: str, paths: Paths, table: ImageTable, params: Params) -> TrainingLabels:
@@ -113,11 +119,12 @@ def labels_of(method: str, paths: Paths, table: ImageTable, params: Params) -> T
     sources = ("text", "global", "snippets") if method == "cdul" else ("text", "global")
     used = {name: similarity.provenance[name] for name in sources}
     provenance = {"table": table.fingerprint, **scoring(method, params.pseudo_label), **used}
-    return TrainingLabels(states[next(reversed(states))].float(), states, provenance)
+    scores = labels.scores if method == "global" else None
+    return TrainingLabels(states[next(reversed(states))].float(), states, provenance, scores)
 
 
 def _updated(paths: Paths, table: ImageTable) -> TrainingLabels:
-    path = paths.ccd(MAX_ROUNDS) / "labels.zarr"
+    path = paths.ccd_labels(MAX_ROUNDS)
     labels = CcdLabels.read(path, table)
     first, *updates = labels.raw
     states = {"initial": first, "refined": updates[-1]}
