@@ -35,11 +35,14 @@ demo: $(READY) ## run the whole pipeline on the embedded data set and print the 
 	@echo
 	clipdistill summary
 
+# Two processes of one thread each: a file of tests runs in one of them, and the two longest beside each other.
+PYTEST := OMP_NUM_THREADS=1 python -m pytest -q --numprocesses=2 --dist=loadfile
+
 test: $(READY) ## all tests, the slow pipeline tests among them
-	python -m pytest -q
+	$(PYTEST)
 
 test-fast: $(READY) ## only the tests that take seconds
-	python -m pytest -q -m 'not slow'
+	$(PYTEST) -m 'not slow'
 
 check: $(READY) ## ruff (lint and format) and mypy
 	ruff check .
