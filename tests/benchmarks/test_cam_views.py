@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from clipdistill.datasets.table import ImageTable
 from clipdistill.work import WORK_ROOT_VARIABLE
+from opened_images import record_opened
 
 TOP = Path(__file__).resolve().parents[2]
 IMAGES, ROUNDS, BATCH = 5, 2, 4
@@ -77,14 +77,7 @@ def test_one_way_opens_an_image_once_and_the_other_for_each_view(
     options = benchmark.parse(TINY)
     torch.set_num_threads(1)
     bench = benchmark.build(options, tmp_path)
-    opened: list[int] = []
-    real = ImageTable.open
-
-    def counting(self: ImageTable, row: int) -> object:
-        opened.append(row)
-        return real(self, row)
-
-    monkeypatch.setattr(ImageTable, "open", counting)
+    opened = record_opened(monkeypatch)
     counts = np.diff(bench.views.offset)
     bench.batched()
     assert sorted(opened) == np.flatnonzero(counts).tolist()

@@ -13,6 +13,7 @@ from clipdistill.datasets.table import ImageTable
 from clipdistill.errors import TeacherError
 from clipdistill.params import ClipParams, SnippetViewParams
 from clipdistill.work import WORK_ROOT_VARIABLE
+from opened_images import record_opened
 
 BATCH = 16
 
@@ -79,14 +80,7 @@ def test_ragged_views_equal_one_view_at_a_time(tiny: teacher.Teacher, photos: Im
 def test_every_image_is_decoded_once(
     tiny: teacher.Teacher, photos: ImageTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    opened: list[int] = []
-    real = ImageTable.open
-
-    def counting(self: ImageTable, row: int) -> object:
-        opened.append(row)
-        return real(self, row)
-
-    monkeypatch.setattr(ImageTable, "open", counting)
+    opened = record_opened(monkeypatch)
     boxes = views.snippets(photos, SnippetViewParams(grid=2))
     run("once", tiny, photos, boxes, [[0, 1, 2, 3]], tmp_path / "out.zarr")
     assert sorted(opened) == list(range(60))
