@@ -39,6 +39,8 @@ from PIL import Image, ImageDraw
 
 from clipdistill import distributed, store
 from clipdistill.clip import embed, teacher
+from clipdistill.clip.encoder import Embeddings, ImageEncoder
+from clipdistill.clip.pixels import ViewSource
 from clipdistill.clip.preprocessing import ViewTransform
 from clipdistill.clip.views import ViewTable
 from clipdistill.datasets import images
@@ -125,7 +127,7 @@ class Bench:
 
     clip: teacher.Teacher
     cast: teacher.Teacher
-    encoder: embed.ImageEncoder
+    encoder: ImageEncoder
     transform: ViewTransform
     table: ImageTable
     views: ViewTable
@@ -135,13 +137,13 @@ class Bench:
     def batched(self) -> Path:
         """The pipeline's way: from preparing the work folder to the sealed artifact."""
         work = embed.prepare("benchmark", self.clip, self.table, self.views, {"kind": "cam"})
-        source = embed.ViewSource(self.table, self.views, self.transform, threads=1)
+        source = ViewSource(self.table, self.views, self.transform, threads=1)
         embed.fill(work, work.pending(), source, self.encoder, self.batch, lambda _count: None)
         out = Path(tempfile.mkdtemp(dir=self.folder)) / "cam.zarr"
         work.seal(out)
         return out
 
-    def one_at_a_time(self) -> embed.Embeddings:
+    def one_at_a_time(self) -> Embeddings:
         """A file opened, a crop and a forward pass for each box; float16 [V, D]."""
         rows = []
         for image in range(len(self.table)):
@@ -157,7 +159,7 @@ class Bench:
                 self.cast.model.encode_image(ready[: len(self.views) - start])
 
 
-def cosines(first: embed.Embeddings, second: embed.Embeddings) -> npt.NDArray[np.float64]:
+def cosines(first: Embeddings, second: Embeddings) -> npt.NDArray[np.float64]:
     """Cosines between rows of the same index, [V]."""
     a, b = (rows.astype(np.float64) for rows in (first, second))
     return (a * b).sum(axis=1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
@@ -222,7 +224,7 @@ def build(options: argparse.Namespace, folder: Path) -> Bench:
     table = draw_table(folder / "images", options.images, options.size, for_images)
     views = draw_views(table, options.views, for_boxes)
     cast = replace(clip, model=copy.deepcopy(clip.model))
-    encoder = embed.ImageEncoder(cast, options.precision, CPU)
+    encoder = ImageEncoder(cast, options.precision, CPU)
     transform = ViewTransform(clip.preprocessing, "squash")
     return Bench(clip, cast, encoder, transform, table, views, options.batch, folder)
 

@@ -79,9 +79,8 @@ def test_processes_by_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
     assert Compute().process_count(cpu) == 1
-    assert Compute().process_count(cpu, per_core=True) == 5
     assert Compute().process_count(cuda) == 4
-    assert Compute(processes=3).process_count(cuda, per_core=True) == 3
+    assert Compute(processes=3).process_count(cuda) == 3
 
 
 def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
 None of this changes what is computed, so none of it stands in params.yaml: another machine must not rerun a
 stage. The settings come from `compute.yaml` in the current folder, which git ignores, or from the environment
-(CLIPDISTILL_DEVICE ...), which wins.
+(CLIPDISTILL_DEVICE ...), which wins. docs/scale.md has the commands for several GPUs and several machines.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import atexit
 import os
 import signal
-import subprocess
 import sys
 import time
 import uuid
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, Self
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from clipdistill.errors import ClipdistillError, ParamsError
 from clipdistill.params import Section
@@ -29,10 +28,15 @@ if TYPE_CHECKING:
 
     # torch takes seconds to import; a stage that only asks for its rank does without.
     import torch
+    from torch.distributed.launcher.api import LaunchConfig
 
 COMPUTE_FILE = Path("compute.yaml")
 COMPUTE_FILE_VARIABLE = "CLIPDISTILL_COMPUTE_FILE"
+NODE_RANK_VARIABLE = "CLIPDISTILL_NODE_RANK"
 _LAUNCHED_VARIABLE = "CLIPDISTILL_LAUNCHED"
+
+# How long the machines wait for one another at the beginning of a stage, seconds.
+_JOIN_TIMEOUT = 1800
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Count = Annotated[int, Field(ge=1)]
@@ -53,9 +57,20 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
+def node_rank() -> int:
+    """This machine's number among those that run a stage together, from 0 ($CLIPDISTILL_NODE_RANK)."""
+    return int(os.environ.get(NODE_RANK_VARIABLE, "0"))
+
+
 def is_leader() -> bool:
-    """Whether this process begins and ends the stage: rank 0, unless another started the ranks and waits."""
-    return rank() == 0 and _LAUNCHED_VARIABLE not in os.environ
+    """Whether this process begins and ends the stage.
+
+    It is rank 0 of what torchrun started; or, where this project starts the ranks itself, the process on the first
+    machine that started them and waits.
+    """
+    if "RANK" in os.environ:
+        return rank() == 0 and _LAUNCHED_VARIABLE not in os.environ
+    return node_rank() == 0
 
 
 def cores() -> int:
@@ -67,10 +82,21 @@ class Compute(Section):
     """Settings of this machine; each also as $CLIPDISTILL_<NAME>, for example CLIPDISTILL_DEVICE=cpu."""
 
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where there is one")
-    processes: Count | None = Field(None, description="processes; null: one a GPU, on a CPU by stage")
+    processes: Count | None = Field(None, description="processes on this machine; null: one a GPU, one on a CPU")
+    nodes: Count = Field(1, description="machines that run a stage together; each has its $CLIPDISTILL_NODE_RANK")
+    rendezvous: str | None = Field(
+        None, pattern=r"^[^\s:]+:\d+$", description="host:port of the first machine, where the others find it"
+    )
     workers: Count | None = Field(None, description="threads a process that decode images; null: by stage")
     threads: Count | None = Field(None, description="threads a process that compute; null: its share of the cores")
     batch_size: Count | None = Field(None, description="images a pass without gradients; null: by stage")
+    compile: bool = Field(False, description="compile CLIP's image tower for embedding; a minute first, then faster")
+
+    @model_validator(mode="after")
+    def _nodes_find_each_other(self) -> Self:
+        if self.nodes > 1 and self.rendezvous is None:
+            raise ValueError("several nodes need `rendezvous`: host:port of the first machine")
+        return self
 
     @classmethod
     def load(cls, path: Path | None = None) -> Self:
@@ -113,12 +139,11 @@ class Compute(Section):
             raise ParamsError("compute device is cuda, but PyTorch sees no GPU: set it to cpu or auto")
         return torch.device("cuda", local_rank() % torch.cuda.device_count())
 
-    def process_count(self, device: torch.device, *, per_core: bool = False) -> int:
-        """Processes that a stage starts on this machine; `per_core`: on a CPU, where none is set, one a core."""
+    def process_count(self, device: torch.device) -> int:
+        """Processes that a stage starts on this machine."""
         import torch  # noqa: PLC0415
 
-        default = torch.cuda.device_count() if device.type == "cuda" else cores() if per_core else 1
-        return self.processes or default
+        return self.processes or (torch.cuda.device_count() if device.type == "cuda" else 1)
 
     def thread_count(self) -> int:
         """Threads of the arithmetic in this process: as set, or its share of the cores. Sums round by their number."""
@@ -145,6 +170,9 @@ def _file_settings(path: Path) -> dict[str, Any]:
 def _explain(error: ValidationError, origin: dict[str, str], known: list[str]) -> str:
     text = "compute settings refused"
     for problem in error.errors():
+        if not problem["loc"]:
+            text += f"\n  {problem['msg']}"
+            continue
         name, unknown = str(problem["loc"][0]), problem["type"] == "extra_forbidden"
         why = f"unknown key; known here: {', '.join(known)}" if unknown else problem["msg"]
         text += f"\n  {origin[name]}: {name}: {why}, found {problem['input']!r}"
@@ -171,65 +199,66 @@ def resolve_precision(precision: Precision, device: torch.device) -> torch.dtype
     return torch.bfloat16 if fast else torch.float32
 
 
-def launch(command: list[str], processes: int) -> None:
-    """Run a Python script or module in one process or in several, and wait for all of them.
+def launch_where_several(command: list[str], compute: Compute, at_most: int | None = None) -> bool:
+    """Run a stage's own script in as many processes as the machines are set to, where that is more than one.
 
-    Several are started as `torchrun --standalone` starts them, with $RANK, $WORLD_SIZE and $LOCAL_RANK set;
-    when one fails the others are ended. Their output passes through.
+    They are started as torchrun starts them, with $RANK, $WORLD_SIZE and $LOCAL_RANK set; when one fails the others
+    are ended. Their output passes through.
 
     Args:
         command: script and arguments, or "-m", module and arguments.
-        processes: how many, 1 or more.
+        compute: device, processes, machines and their rendezvous.
+        at_most: processes that there is work for; where machines share the work it does not count.
+
+    Returns:
+        Whether it was done; if not, this process is to do the work itself.
 
     Raises:
         ClipdistillError: a process failed; the text names its rank and exit code, which is also the error's.
     """
-    if processes > 1:
-        _launch_several(command, processes)
-    elif code := subprocess.run([sys.executable, *command], check=False).returncode:
-        _fail(command, 0, 1, code)
+    if world_size() > 1:
+        return False
+    processes = compute.process_count(compute.torch_device())
+    if compute.nodes == 1 and at_most is not None:
+        processes = min(processes, at_most)
+    if processes * compute.nodes <= 1:
+        return False
+    launch(command, processes, compute.nodes, compute.rendezvous)
+    return True
 
 
-def launch_where_several(command: list[str], compute: Compute) -> bool:
-    """Run a stage's own script in as many processes as this machine is set to, where that is more than one.
+def launch(command: list[str], processes: int, nodes: int = 1, rendezvous: str | None = None) -> None:
+    """Run a Python script or module in several processes, and wait for all of them.
 
     Args:
-        command: script and arguments.
-        compute: device and number of processes.
+        command: script and arguments, or "-m", module and arguments.
+        processes: how many on this machine.
+        nodes: machines that do so.
+        rendezvous: host:port of the first of them.
 
-    Returns:
-        Whether it was done; if not, this process is to do the work itself.
+    Raises:
+        ClipdistillError: a process failed; the text names its rank and exit code, which is also the error's.
     """
-    processes = 1 if world_size() > 1 else compute.process_count(compute.torch_device())
-    if processes > 1:
-        _launch_several(command, processes)
-    return processes > 1
-
-
-def _launch_several(command: list[str], processes: int) -> None:
     from torch.distributed.elastic.multiprocessing import SignalException  # noqa: PLC0415
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError  # noqa: PLC0415
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch  # noqa: PLC0415
+    from torch.distributed.elastic.rendezvous import RendezvousError  # noqa: PLC0415
+    from torch.distributed.launcher.api import elastic_launch  # noqa: PLC0415
 
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=processes,
-        run_id=str(uuid.uuid4()),
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        local_addr="localhost",
-        max_restarts=0,
-    )
     # The launcher replaces the handlers of these signals and does not put them back.
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
     handlers = {number: signal.getsignal(number) for number in numbers}
     os.environ[_LAUNCHED_VARIABLE] = "1"
     try:
-        elastic_launch(config, sys.executable)(*command)
+        elastic_launch(_launch_config(command, processes, nodes, rendezvous), sys.executable)(*command)
     except ChildFailedError as error:
         failed, failure = error.get_first_failure()
-        _fail(command, failed, processes, failure.exitcode)
+        _fail(command, failed, processes * nodes, failure.exitcode)
+    except RendezvousError as error:
+        where = f"machine {node_rank()} of {nodes}, rendezvous {rendezvous}"
+        raise ClipdistillError(
+            f"{where}: the machines did not find one another ({error}). Each has to run the same stage with its own "
+            f"${NODE_RANK_VARIABLE}, the first one at the rendezvous"
+        ) from None
     except SignalException as error:
         if error.sigval == signal.SIGINT:
             raise KeyboardInterrupt from None
@@ -238,6 +267,18 @@ def _launch_several(command: list[str], processes: int) -> None:
         del os.environ[_LAUNCHED_VARIABLE]
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+def _launch_config(command: list[str], processes: int, nodes: int, rendezvous: str | None) -> LaunchConfig:
+    from torch.distributed.launcher.api import LaunchConfig  # noqa: PLC0415
+
+    place: dict[str, Any] = {"rdzv_endpoint": "localhost:0", "local_addr": "localhost", "run_id": str(uuid.uuid4())}
+    if nodes > 1:
+        # Machines that run another stage must not be taken for partners: the run is named after the stage.
+        name = "-".join(Path(word).name for word in command)
+        waits = {"join_timeout": _JOIN_TIMEOUT, "read_timeout": _JOIN_TIMEOUT, "is_host": node_rank() == 0}
+        place = {"rdzv_endpoint": rendezvous, "rdzv_configs": waits, "run_id": name}
+    return LaunchConfig(nodes, nodes, processes, rdzv_backend="c10d", max_restarts=0, **place)
 
 
 def _fail(command: list[str], failed: int, processes: int, code: int) -> NoReturn:

@@ -109,7 +109,9 @@ class ClipParams(Section):
     weights: str = Field("", description="file of weights, .safetensors or .pt (source file)")
     sha256: Sha256 = Field("", description="SHA-256 of `weights`, 64 hexadecimal digits (source file)")
     quick_gelu: bool = Field(False, description="weights were trained with QuickGELU (source file; OpenAI's were)")
-    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="number format of the image encoder")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="number format of the image encoder; auto: bf16 where the hardware has it, else fp32"
+    )
 
     @model_validator(mode="after")
     def _source_has_what_it_needs(self) -> Self:

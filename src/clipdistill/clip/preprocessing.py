@@ -38,17 +38,21 @@ class ViewTransform:
         # The geometry alone; values stay bytes until they are on the device.
         self._geometry = [step for step in composed.transforms if _is_geometry(step)]
 
-    def __call__(self, image: Image.Image, boxes: npt.NDArray[np.float32]) -> Pixels:
+    def __call__(self, image: Image.Image, boxes: npt.NDArray[np.float32], out: Pixels | None = None) -> Pixels:
         """Cut views out of an upright RGB image.
 
         Args:
             image: RGB.
             boxes: float32 [k, 4], pixels; fractions are widened to whole pixels, and the box is kept in the image.
+            out: where the pixels go; None: into a new array.
 
         Returns:
-            uint8 [k, 3, size, size].
+            uint8 [k, size, size, 3]: channels last, as images are decoded and as convolutions are fastest.
         """
-        return np.stack([self._view(image, box) for box in boxes])
+        pixels = np.empty((len(boxes), self.size, self.size, 3), dtype=np.uint8) if out is None else out
+        for row, box in enumerate(boxes):
+            pixels[row] = self._view(image, box)
+        return pixels
 
     def _view(self, image: Image.Image, box: Sequence[float] | npt.NDArray[np.float32]) -> Pixels:
         x0, y0 = max(0, math.floor(box[0])), max(0, math.floor(box[1]))
@@ -56,7 +60,7 @@ class ViewTransform:
         view = image if (x0, y0, x1, y1) == (0, 0, *image.size) else image.crop((x0, y0, x1, y1))
         for step in self._geometry:
             view = step(view)
-        return np.asarray(view).transpose(2, 0, 1)
+        return np.asarray(view)
 
 
 def _is_geometry(step: object) -> bool:
@@ -67,7 +71,7 @@ def normalise(pixels: torch.Tensor, preprocessing: Preprocessing) -> torch.Tenso
     """Scale bytes to [0, 1], then subtract the mean and divide by the deviation of each channel.
 
     Args:
-        pixels: uint8 [B, 3, S, S], on any device.
+        pixels: uint8 [B, 3, S, S], on any device, in any memory format, which the result keeps.
         preprocessing: of the teacher.
 
     Returns:
@@ -75,4 +79,5 @@ def normalise(pixels: torch.Tensor, preprocessing: Preprocessing) -> torch.Tenso
     """
     mean = torch.tensor(preprocessing.mean, device=pixels.device)[:, None, None]
     std = torch.tensor(preprocessing.std, device=pixels.device)[:, None, None]
-    return pixels.float().div(255).sub(mean).div(std)
+    # In place: a new tensor for each operation takes twice the time on a processor.
+    return pixels.float().div_(255).sub_(mean).div_(std)

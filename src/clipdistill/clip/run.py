@@ -17,6 +17,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from clipdistill import distributed
 from clipdistill.clip import embed, teacher, views
+from clipdistill.clip.encoder import ImageEncoder, default_batch
+from clipdistill.clip.pixels import ViewSource
 from clipdistill.clip.preprocessing import ViewTransform
 from clipdistill.clip.views import ViewTable
 from clipdistill.datasets.table import SPLITS, ImageTable
@@ -27,15 +29,17 @@ from clipdistill.work import Work
 
 logger = logging.getLogger(__name__)
 
-CPU_BATCH, GPU_BATCH = 64, 256
+# Threads that decode, for a GPU; on a processor, where they share the cores with the lanes, one for two of those.
+_GPU_WORKERS, _LANES_A_WORKER = 8, 2
 
 
 class _Arithmetic(NamedTuple):
-    """What the last bit of an embedding may depend on."""
+    """What the last bit of an embedding may depend on. On a processor each batch is computed by one thread."""
 
     device: str
+    dtype: str
     batch: int
-    threads: int
+    compiled: bool
     torch: str
 
 
@@ -100,8 +104,9 @@ def cam_request(params: Params, table: Path, out: Path) -> Request:
 def embed_views(kind: str, wanted: list[Request], params: Params, command: list[str]) -> None:
     """Embed the views of one kind.
 
-    Called in one process it prepares, starts `command` once for each process where there are several, and seals.
-    Called by several, as torchrun starts them, each fills its shards; the first seals once all are done.
+    Called in one process it prepares, starts `command` once for each process where there are several (on a CPU there
+    is one unless told otherwise: its lanes use all cores), and seals. Called by several, as torchrun starts them, each
+    fills its shards; the first seals once all are done.
 
     Args:
         kind: "global", "snippets" or "cam".
@@ -112,29 +117,72 @@ def embed_views(kind: str, wanted: list[Request], params: Params, command: list[
     Raises:
         ClipdistillError: what loading, reading or writing refuses.
     """
-    compute = distributed.Compute.load()
-    device = compute.torch_device()
-    arithmetic = _arithmetic(compute, device)
-    model = teacher.load(params.clip)
-    section = _section(kind, params)
-    provenance = {"kind": kind, "precision": params.clip.precision, "views": section.model_dump()}
-    jobs = [_job(request, model, provenance, arithmetic) for request in wanted]
-    pending = sum(len(job.work.pending()) for job in jobs)
-    processes = min(compute.process_count(device, per_core=True), pending)
-    if distributed.world_size() == 1 and processes > 1:
-        distributed.launch(command, processes)
-    elif pending or distributed.world_size() > 1:
-        if device.type == "cpu":
-            torch.set_num_threads(arithmetic.threads)
-        encoder = embed.ImageEncoder(model, params.clip.precision, device)
-        transform = ViewTransform(model.preprocessing, section.resize)
-        threads = compute.workers or (1 if device.type == "cpu" else 8)
-        _fill(f"embed@{kind}", jobs, encoder, transform, threads, arithmetic.batch)
+    embedding = _Embedding(kind, wanted, params)
+    if not distributed.launch_where_several(command, embedding.compute, at_most=embedding.pending()):
+        embedding.fill()
     if distributed.world_size() > 1:
-        with distributed.process_group(device):
+        with distributed.process_group(embedding.device):
             distributed.barrier()
     if distributed.is_leader():
-        for job in jobs:
+        embedding.seal()
+
+
+def fill_views(kind: str, wanted: list[Request], params: Params) -> None:
+    """Embed this process's share of the views into the work folder, and leave the rest to others.
+
+    For machines that share a file system and nothing else: process RANK of WORLD_SIZE, whenever it runs, without a
+    word to the others. `embed_views` then finds the finished shards, makes those that are missing, and seals.
+
+    Args:
+        kind: "global" or "snippets".
+        wanted: what is to be embedded.
+        params: all parameters.
+
+    Raises:
+        ClipdistillError: what loading, reading or writing refuses.
+    """
+    _Embedding(kind, wanted, params).fill()
+
+
+class _Embedding:
+    """Views of one kind, the teacher that looks at them, and their work folders."""
+
+    def __init__(self, kind: str, wanted: list[Request], params: Params) -> None:
+        self.compute = distributed.Compute.load()
+        self.device = self.compute.torch_device()
+        self._kind, self._precision = kind, params.clip.precision
+        self._teacher = teacher.load(params.clip)
+        self._section = _section(kind, params)
+        self._arithmetic = _arithmetic(params, self.compute, self.device, self._teacher.preprocessing.size)
+        settings = {"kind": kind, "precision": params.clip.precision, "dtype": self._arithmetic.dtype}
+        provenance = settings | {"views": self._section.model_dump()}
+        self._jobs = [_job(request, self._teacher, provenance, self._arithmetic) for request in wanted]
+
+    def pending(self) -> int:
+        """Shards that are not done."""
+        return sum(len(job.work.pending()) for job in self._jobs)
+
+    def fill(self) -> None:
+        """Fill this process's share: every world_size-th shard of each job, the first one turning with the job."""
+        rank, world = distributed.rank(), distributed.world_size()
+        shares = [[s for s in job.work.pending() if (s + turn) % world == rank] for turn, job in enumerate(self._jobs)]
+        if not any(shares):
+            return
+        batch, on_gpu = self._arithmetic.batch, self.device.type == "cuda"
+        encoder = ImageEncoder(self._teacher, self._precision, self.device, batch if self.compute.compile else None)
+        transform = ViewTransform(self._teacher.preprocessing, self._section.resize)
+        lanes = self.compute.thread_count()
+        workers = self.compute.workers or (_GPU_WORKERS if on_gpu else -(-lanes // _LANES_A_WORKER))
+        total = sum(_rows(job, share) for job, share in zip(self._jobs, shares, strict=True))
+        name = f"embed@{self._kind}" + (f" (process {rank + 1} of {world})" if world > 1 else "")
+        with _progress(name, total, rank == 0) as advance:
+            for job, share in zip(self._jobs, shares, strict=True):
+                source = ViewSource(job.request.table, job.request.views, transform, workers, page_locked=on_gpu)
+                embed.fill(job.work, share, source, encoder, batch, lanes, advance)
+
+    def seal(self) -> None:
+        """Check all shards and put the artifacts in place."""
+        for job in self._jobs:
             job.work.seal(job.request.out)
 
 
@@ -144,29 +192,16 @@ def _section(kind: str, params: Params) -> GlobalViewParams | SnippetViewParams 
     return params.views.snippets if kind == "snippets" else params.views.cam
 
 
-def _arithmetic(compute: distributed.Compute, device: torch.device) -> _Arithmetic:
-    """Device, batch and threads: one thread a process unless told otherwise, and so any number of processes."""
-    on_cpu = device.type == "cpu"
-    batch = compute.batch_size or (CPU_BATCH if on_cpu else GPU_BATCH)
-    return _Arithmetic(device.type, batch, (compute.threads or 1) if on_cpu else 0, torch.__version__)
+def _arithmetic(params: Params, compute: distributed.Compute, device: torch.device, size: int) -> _Arithmetic:
+    dtype = distributed.resolve_precision(params.clip.precision, device)
+    batch = compute.batch_size or default_batch(size, device)
+    name = str(dtype).removeprefix("torch.")
+    return _Arithmetic(device.type, name, batch, compute.compile, torch.__version__)
 
 
 def _job(request: Request, model: teacher.Teacher, provenance: dict[str, Any], arithmetic: _Arithmetic) -> _Job:
     stage = f"embed/{provenance['kind']}-{request.split}"
     return _Job(request, embed.prepare(stage, model, request.table, request.views, provenance, arithmetic))
-
-
-def _fill(
-    name: str, jobs: list[_Job], encoder: embed.ImageEncoder, transform: ViewTransform, threads: int, batch: int
-) -> None:
-    """Fill this process's share: every world_size-th shard of each job, the first one turning with the job."""
-    rank, world = distributed.rank(), distributed.world_size()
-    shares = [[s for s in job.work.pending() if (s + turn) % world == rank] for turn, job in enumerate(jobs)]
-    total = sum(_rows(job, share) for job, share in zip(jobs, shares, strict=True))
-    with _progress(name + (f" (process 1 of {world})" if world > 1 else ""), total, rank == 0) as advance:
-        for job, share in zip(jobs, shares, strict=True):
-            source = embed.ViewSource(job.request.table, job.request.views, transform, threads)
-            embed.fill(job.work, share, source, encoder, batch, advance)
 
 
 def _rows(job: _Job, shards: list[int]) -> int:
