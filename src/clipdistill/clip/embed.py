@@ -81,6 +81,8 @@ def _digest(views: ViewTable) -> str:
 
 def _width(teacher: Teacher) -> int:
     """Embedding width D, which not every architecture states."""
+    if stated := getattr(teacher.model.visual, "output_dim", None):
+        return int(stated)
     size = teacher.preprocessing.size
     with torch.inference_mode():
         return int(teacher.model.encode_image(torch.zeros(1, 3, size, size)).shape[1])

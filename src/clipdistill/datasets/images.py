@@ -53,7 +53,9 @@ def decode(data: bytes, name: str, max_pixels: int) -> Image.Image:
                 f"{name}: {image.width} x {image.height} pixels are more than dataset.max_pixels = {max_pixels}"
             )
         image.load()
-        return _to_rgb(ImageOps.exif_transpose(image))
+        # In place, and below no conversion where there is nothing to convert: each would copy all pixels.
+        ImageOps.exif_transpose(image, in_place=True)
+        return _to_rgb(image)
     except UnreadableImageError:
         raise
     except UnidentifiedImageError:
@@ -67,7 +69,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith(("I;16", "I")):
         levels = np.asarray(image, dtype=np.int64)
         return Image.fromarray((levels.clip(0, 65_535) >> 8).astype(np.uint8)).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def read(path: Path, expected_hash: str, max_pixels: int) -> Image.Image:
