@@ -9,7 +9,7 @@ from clipdistill import distributed
 from clipdistill.distributed import Compute
 from clipdistill.errors import ClipdistillError, ParamsError
 
-VARIABLES = ("DEVICE", "PROCESSES", "WORKERS", "THREADS", "BATCH_SIZE")
+VARIABLES = ("DEVICE", "PROCESSES", "WORKERS", "THREADS", "BATCH_SIZE", "COMPILE", "NODES", "RENDEZVOUS", "NODE_RANK")
 
 
 @pytest.fixture(autouse=True)
@@ -81,6 +81,47 @@ def test_processes_by_device(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Compute().process_count(cpu) == 1
     assert Compute().process_count(cuda) == 4
     assert Compute(processes=3).process_count(cuda) == 3
+
+
+@pytest.mark.parametrize(
+    ("variables", "leads"),
+    [
+        ({}, True),
+        ({"CLIPDISTILL_NODE_RANK": "0"}, True),
+        ({"CLIPDISTILL_NODE_RANK": "1"}, False),
+        ({"RANK": "0"}, True),
+        ({"RANK": "0", "CLIPDISTILL_NODE_RANK": "1"}, True),
+        ({"RANK": "1"}, False),
+        ({"RANK": "0", "CLIPDISTILL_LAUNCHED": "1"}, False),
+    ],
+)
+def test_one_process_of_all_leads(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], leads: bool) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert distributed.is_leader() == leads
+
+
+def test_several_nodes_need_a_rendezvous(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CLIPDISTILL_NODES", "2")
+    with pytest.raises(ParamsError, match="several nodes need `rendezvous`: host:port"):
+        Compute.load()
+    monkeypatch.setenv("CLIPDISTILL_RENDEZVOUS", "first")
+    with pytest.raises(ParamsError, match=r"\$CLIPDISTILL_RENDEZVOUS: rendezvous"):
+        Compute.load()
+    monkeypatch.setenv("CLIPDISTILL_RENDEZVOUS", "first:29500")
+    assert (Compute.load().nodes, Compute.load().rendezvous) == (2, "first:29500")
+
+
+def test_no_more_processes_are_started_than_there_is_work_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[tuple[int, int]] = []
+    monkeypatch.setattr(distributed, "launch", lambda _, processes, nodes, __: started.append((processes, nodes)))
+    several = Compute(device="cpu", processes=8)
+    assert distributed.launch_where_several([], several, at_most=3)
+    assert not distributed.launch_where_several([], several, at_most=1)
+    assert not distributed.launch_where_several([], several, at_most=0)
+    nodes = Compute(device="cpu", processes=8, nodes=2, rendezvous="first:1")
+    assert distributed.launch_where_several([], nodes, at_most=0)
+    assert started == [(3, 1), (8, 2)]
 
 
 def test_devices(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -158,4 +158,11 @@ def test_shards_are_few_and_whole(monkeypatch: pytest.MonkeyPatch, count: int, p
     boxes = views.ViewTable(np.zeros((images * per_image, 0), np.float32), np.arange(images + 1) * per_image)
     rows = embed.shard_rows(boxes)
     assert rows % (64 * per_image) == 0
-    assert len(boxes) / rows <= 64 or rows >= 262_144
+    assert len(boxes) / rows <= 64 or rows >= 65_536
+    assert rows <= 65_536 + 64 * per_image
+
+
+def test_an_image_of_more_views_than_a_shard_holds_is_in_several(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    boxes = views.ViewTable(np.zeros((600_000, 0), np.float32), np.arange(4) * 200_000)
+    assert embed.shard_rows(boxes) == 9_408

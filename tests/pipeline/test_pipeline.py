@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +62,54 @@ def test_one_and_two_processes_embed_the_same_bytes(project: Project) -> None:
     for processes in ("1", "2"):
         project.run("stages/run", "embed", "snippets", CLIPDISTILL_PROCESSES=processes)
         assert manifest(out) == before
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def run_together(project: Project, commands: list[tuple[list[str], dict[str, str]]]) -> None:
+    """Run commands side by side, as machines would, and see that all end well."""
+    with ThreadPoolExecutor(len(commands)) as pool:
+        for done in [pool.submit(project.run, *words, **variables) for words, variables in commands]:
+            done.result()
+
+
+def torchrun_agents(port: int) -> list[tuple[list[str], dict[str, str]]]:
+    options = f"--nnodes=2 --nproc-per-node=1 --rdzv-backend=c10d --rdzv-id=test --rdzv-endpoint=127.0.0.1:{port}"
+    words = ["python", "-m", "torch.distributed.run", *options.split(), "stages/embed.py", "snippets"]
+    return [(words, {"PYTHONPATH": "src"})] * 2
+
+
+def own_agents(port: int) -> list[tuple[list[str], dict[str, str]]]:
+    place = {"CLIPDISTILL_NODES": "2", "CLIPDISTILL_RENDEZVOUS": f"127.0.0.1:{port}"}
+    return [(["stages/run", "embed", "snippets"], place | {"CLIPDISTILL_NODE_RANK": str(rank)}) for rank in (1, 0)]
+
+
+@pytest.mark.parametrize("agents", [torchrun_agents, own_agents])
+def test_two_machines_embed_the_same_bytes_as_one(
+    project: Project, agents: Callable[[int], list[tuple[list[str], dict[str, str]]]]
+) -> None:
+    out = project.folder / "cache" / "scenes" / "train" / "snippets.zarr"
+    before = manifest(out)
+    shutil.rmtree(out)
+    run_together(project, agents(free_port()))
+    assert manifest(out) == before
+    assert not list((project.folder / ".work" / "embed").glob("snippets-*/*"))
+
+
+def test_shards_that_others_filled_are_only_sealed(project: Project) -> None:
+    out = project.folder / "cache" / "scenes" / "train" / "snippets.zarr"
+    before = manifest(out)
+    for rank in ("1", "0"):
+        project.run("stages/run", "fill", "snippets", RANK=rank, WORLD_SIZE="2")
+    images = project.folder / "data" / "raw" / "scenes" / "JPEGImages"
+    hidden = images.rename(images.with_suffix(".away"))
+    project.run("stages/run", "embed", "snippets")
+    hidden.rename(images)
+    assert manifest(out) == before
 
 
 def test_a_round_in_two_processes_gives_whole_artifacts(project: Project) -> None:

@@ -34,8 +34,8 @@ _CODE = ["store.py", "work.py", "datasets/images.py"]
 _CODE += [f"clip/{name}.py" for name in ("embed", "encoder", "pixels", "preprocessing", "views")]
 
 # A shard is a file. DVC's cost is per file and a killed run repeats at most the shards in flight: so at most 64 files,
-# none below 1,024 views or above 262,144 (512 MB at width 1,024).
-_MAX_FILES, _MIN_ROWS, _MAX_ROWS, _ROW_UNIT = 64, 1_024, 262_144, 64
+# none below 1,024 views or above 65,536 (134 MB at width 1,024: two are in memory).
+_MAX_FILES, _MIN_ROWS, _MAX_ROWS, _ROW_UNIT = 64, 1_024, 65_536, 64
 
 
 def shard_rows(views: ViewTable) -> int:
