@@ -12,9 +12,9 @@ What is timed is that thread, not the clock on the wall: others on the machine t
   encoder   ms a view of each model in bf16, with random weights; --encoder-ms gives those of another machine
 
 "Pillow" is the project's own (images.decode, ViewTransform) and the reference of every difference: it is what open_clip
-evaluates its models with. Two candidates leave out work without changing a pixel: "fewer copies" of an image that is
-upright and RGB, and "channels last", which stacks views as they lie. Pillow's draft mode shrinks while decoding: it
-helps a whole image of twice the square or more, and takes from snippets what they would be enlarged from.
+evaluates its models with. Its draft mode shrinks while decoding: it helps a whole image of twice the square or more,
+and takes from snippets what they would be enlarged from. The project stacks and normalises with the channels last, in
+place; channels first and a new tensor for each operation give the same values.
 
 Images are drawn, with grain, and saved at quality 90. Where there is a CUDA device, nvJPEG and the resize there are
 measured too. The last line is one JSON object.

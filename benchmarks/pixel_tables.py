@@ -15,7 +15,7 @@ from PIL import Image
 import pixel_ways
 from cam_views import draw_table, random_teacher
 from clipdistill.clip import views
-from clipdistill.clip.embed import ImageEncoder
+from clipdistill.clip.encoder import ImageEncoder
 from clipdistill.clip.preprocessing import Pixels, Preprocessing, normalise
 from clipdistill.datasets import images
 from clipdistill.datasets.table import ImageTable
@@ -197,7 +197,7 @@ def encoder_table(models: list[str], side: int, seed: int) -> Table:
         if clip.preprocessing.size != side:
             raise ParamsError(f"--side: {name} takes views of {clip.preprocessing.size} pixels, not of {side}")
         encoder = ImageEncoder(clip, "bf16", torch.device("cpu"))
-        ways[name] = Way(lambda encoder=encoder: encoder(batch.permute(0, 3, 1, 2)), BATCH)
+        ways[name] = Way(lambda encoder=encoder: encoder(batch), BATCH)
     return Table(ways)
 
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 import torchvision
-from PIL import Image, ImageOps
+from PIL import Image
 from torchvision.transforms import v2
 
 from clipdistill.clip.preprocessing import Pixels, Preprocessing, ViewTransform
@@ -34,8 +34,7 @@ DeviceDecoder: TypeAlias = Callable[[list[bytes]], list[torch.Tensor]]
 Way = TypeVar("Way")
 
 NO_LIMIT = 2**62
-PROJECT, FEWER_COPIES = "Pillow", "Pillow, fewer copies"
-DRAFT = "Pillow, draft"
+PROJECT, DRAFT = "Pillow", "Pillow, draft"
 
 
 def as_image(decoded: Decoded) -> Image.Image:
@@ -60,17 +59,6 @@ def corners(boxes: Boxes) -> list[tuple[int, int, int, int]]:
 
 def _project() -> Decoder:
     return lambda data: images.decode(data, "image", NO_LIMIT)
-
-
-def _fewer_copies() -> Decoder:
-    """The project's rule for a JPEG file without the copies of an upright image that is RGB."""
-
-    def decode(data: bytes) -> Decoded:
-        image = Image.open(io.BytesIO(data), formats=images.FORMATS)
-        ImageOps.exif_transpose(image, in_place=True)
-        return image if image.mode == "RGB" else image.convert("RGB")
-
-    return decode
 
 
 def draft(side: int) -> Decoder:
@@ -115,7 +103,6 @@ def decoders() -> tuple[dict[str, Decoder], dict[str, str]]:
     """Decoders of the whole picture by name, the project's first; and why others are left out."""
     makers = {
         PROJECT: _project,
-        FEWER_COPIES: _fewer_copies,
         "simplejpeg": _simplejpeg,
         "torchvision": _torchvision,
         "torchcodec": _torchcodec,
@@ -127,7 +114,7 @@ def decoders() -> tuple[dict[str, Decoder], dict[str, str]]:
 def project_resize(preprocessing: Preprocessing) -> Resize:
     """The project's own, which brings the whole view to the square."""
     transform = ViewTransform(preprocessing, "squash")
-    return lambda decoded, boxes: transform(as_image(decoded), boxes).transpose(0, 2, 3, 1)
+    return lambda decoded, boxes: transform(as_image(decoded), boxes)
 
 
 def resizes(preprocessing: Preprocessing) -> tuple[dict[str, Resize], dict[str, str]]:
@@ -135,7 +122,6 @@ def resizes(preprocessing: Preprocessing) -> tuple[dict[str, Resize], dict[str, 
     side = preprocessing.size
     makers: dict[str, Callable[[], Resize]] = {
         PROJECT: lambda: project_resize(preprocessing),
-        "Pillow, channels last": lambda: _channels_last(side),
         "Pillow, box": lambda: _box(side),
         "torch uint8": lambda: _torch_uint8(side),
         "torchvision v2": lambda: _torchvision_v2(side),
@@ -155,21 +141,6 @@ def available(makers: dict[str, Callable[[], Way]]) -> tuple[dict[str, Way], dic
         except (ImportError, AttributeError, OSError, RuntimeError) as error:
             skipped[name] = str(error).strip().splitlines()[0]
     return found, skipped
-
-
-def _channels_last(side: int) -> Resize:
-    """The project's crops, each written where it belongs, its channels side by side as Pillow gives them."""
-
-    def resize(decoded: Decoded, boxes: Boxes) -> Pixels:
-        image = as_image(decoded)
-        whole = (0, 0, *image.size)
-        crops = (image if box == whole else image.crop(box) for box in corners(boxes))
-        views = np.empty((len(boxes), side, side, 3), dtype=np.uint8)
-        for row, crop in enumerate(crops):
-            views[row] = crop.resize((side, side), Image.Resampling.BICUBIC)
-        return views
-
-    return resize
 
 
 def _box(side: int) -> Resize:

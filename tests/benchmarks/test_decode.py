@@ -35,17 +35,17 @@ def test_last_line_says_what_was_measured(benchmark: ModuleType, capsys: pytest.
         "seed": 0,
     }
     exact = {"max_difference": 0, "differing_pixels": 0.0}
-    assert gap["decode, 80 x 60"]["Pillow, fewer copies"] == exact
+    assert gap["decode, 80 x 60"]["torchvision"]["max_difference"] <= 4
     # It has halved the larger images, which cannot be compared pixel by pixel.
     assert gap["decode, 80 x 60"]["Pillow, draft"] == exact
     assert "Pillow, draft" not in gap["decode, 150 x 140"]
     snippet = gap["resize, a snippet"]
-    assert snippet["Pillow"] == snippet["Pillow, channels last"] == exact
+    assert snippet["Pillow"] == exact
     # Pillow's box lets the filter look beyond the snippet; torch differs by roundings.
     assert snippet["Pillow, box"]["max_difference"] > 4
     assert 0 < snippet["torch uint8"]["max_difference"] <= 4
     assert gap["resize, the whole"]["Pillow, box"] == exact
-    assert gap["path"]["Pillow, fewer copies + Pillow, channels last"] == exact
+    assert gap["path"]["Pillow + Pillow"] == exact
     share = result["share_of_encoder"]["Pillow + Pillow"]["scenes-tiny"]
     expected = ms["path"]["Pillow + Pillow"] / (10 * ms["encoder, ms a view"]["scenes-tiny"])
     assert share == pytest.approx(expected, rel=0.01, abs=1e-4)
