@@ -23,7 +23,6 @@ import argparse
 import copy
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -230,14 +229,15 @@ def build(options: argparse.Namespace, folder: Path) -> Bench:
     return Bench(clip, cast, encoder, table, kinds, batch, options.threads, workers, published, folder)
 
 
-def peak_memory(options: argparse.Namespace, images: int) -> float:
-    """Peak resident memory of embedding so many images in a process of its own, MB."""
+def peak_memory(options: argparse.Namespace, images: int) -> dict[str, float]:
+    """Resident memory of a process that embeds so many images, MB: `before_mb` it begins, `peak_mb` while it does."""
     named = {"--model": options.memory_model, "--precision": options.precision, "--threads": options.threads}
     words = [str(word) for pair in named.items() for word in pair] + ["--embed-only", str(images)]
     done = subprocess.run([sys.executable, __file__, *words], capture_output=True, text=True, check=False)
     if done.returncode:
         raise ClipdistillError(f"embedding {images} images failed:\n{done.stderr}")
-    return float(json.loads(done.stdout.splitlines()[-1])["peak_mb"])
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def embed_only(options: argparse.Namespace) -> dict[str, float]:
@@ -251,8 +251,18 @@ def embed_only(options: argparse.Namespace) -> dict[str, float]:
             "global": (views.whole(bench.table), bench.kinds["global"][1]),
             "snippets": (views.snippets(bench.table, SnippetViewParams(grid=options.grid)), bench.kinds["snippets"][1]),
         }
-        replace(bench, kinds=kinds).pipeline()
-    return {"peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+        bench = replace(bench, kinds=kinds)
+        # What building the model took at its height is not the embedder's: Linux forgets the peak so far.
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+        before = resident("VmRSS")
+        bench.pipeline()
+    return {"before_mb": before, "peak_mb": resident("VmHWM")}
+
+
+def resident(which: str) -> float:
+    """Resident memory of this process, now (VmRSS) or at its height (VmHWM), MB."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(next(line.split()[1] for line in status.splitlines() if line.startswith(which))) / 1024
 
 
 def repeated(table: ImageTable, count: int) -> ImageTable:
@@ -281,11 +291,18 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     print(table_of(rates, result, kilobytes))
     if options.memory:
         few, many = (peak_memory(options, images) for images in options.memory)
-        result |= {"memory_images": options.memory, "peak_mb": [round(few, 1), round(many, 1)]}
-        result["times_memory"] = round(many / few, 4)
-        print(f"Peak memory ({options.memory_model}): {few:.0f} MB for {options.memory[0]} images, {many:.0f} MB for")
-        print(f"{options.memory[1]}: {many / few:.3f} times.")
+        for name in ("before_mb", "peak_mb"):
+            result[name] = [round(few[name], 1), round(many[name], 1)]
+        result |= {"memory_images": options.memory, "times_memory": round(many["peak_mb"] / few["peak_mb"], 4)}
+        print(memory_line(result))
     return result
+
+
+def memory_line(result: dict[str, Any]) -> str:
+    """Say how much memory few and many images take."""
+    return """\
+Memory of {memory_images[0]} and of {memory_images[1]} images: {before_mb[0]:.0f} and {before_mb[1]:.0f} MB before \
+the first, {peak_mb[0]:.0f} and {peak_mb[1]:.0f} MB at the height: {times_memory:.3f} times.""".format(**result)
 
 
 def table_of(rates: dict[str, list[float]], result: dict[str, Any], kilobytes: float) -> str:

@@ -15,9 +15,8 @@ A layout is written, read whole, read at random images (ms an image, the array b
 then hashed by `dvc add` and copied by `dvc push` to a remote in a local folder, in a git and DVC repository of its own.
 DVC's start is in its seconds.
 
-Seconds are the processor's, of this process and of DVC's, all threads together: others on the machine then cost little.
-Files come from the page cache, so that a disk has hardly a share in them. Medians over the rounds; random directions
-compress less than embeddings of images do. The last line is one JSON object.
+Files come from the page cache, so that a disk has hardly a share in the seconds. Medians over the rounds; random
+directions compress less than embeddings of images do. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -25,12 +24,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -90,17 +89,11 @@ class Repository:
             raise ClipdistillError(f"`{' '.join(command)}` failed ({done.returncode}): {done.stderr.strip()}")
 
 
-def processor_seconds() -> float:
-    """What this process and the processes it has waited for have used, in user and in system mode."""
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(each.ru_utime + each.ru_stime for each in used)
-
-
 def seconds(action: Callable[[], Any]) -> tuple[float, Any]:
-    """Processor seconds that an action takes, and what it returns."""
-    begin = processor_seconds()
+    """Seconds that an action takes, and what it returns."""
+    begin = time.perf_counter()
     result = action()
-    return processor_seconds() - begin, result
+    return time.perf_counter() - begin, result
 
 
 def once(
@@ -176,7 +169,7 @@ def table_of(result: dict[str, Any]) -> str:
     """Lay the results out as text."""
     heads = ("write s", "read s", "image ms", "MB", "files", "add s", "push s")
     lines = [
-        "float16 [{images} x {views}, {width}], {raw:.1f} MB, {rounds} rounds; seconds of the processor".format(
+        "float16 [{images} x {views}, {width}], {raw:.1f} MB, {rounds} rounds".format(
             raw=result["raw_bytes"] / 1e6, **result
         ),
         "",
