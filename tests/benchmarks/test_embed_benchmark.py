@@ -11,23 +11,8 @@ from clipdistill.work import WORK_ROOT_VARIABLE
 from opened_images import record_opened
 
 TOP = Path(__file__).resolve().parents[2]
-TINY = [
-    "--model",
-    "scenes-tiny",
-    "--precision",
-    "fp32",
-    "--images",
-    "5",
-    "--size",
-    "80",
-    "60",
-    "--grid",
-    "2",
-    "--batch",
-    "4",
-    "--threads",
-    "1",
-]
+SETTINGS = "--model scenes-tiny --precision fp32 --images 5 --size 80 60 --grid 2 --batch 4 --threads 1"
+TINY = SETTINGS.split()
 
 
 @pytest.fixture
