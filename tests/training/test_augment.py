@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from clipdistill.training.augment import Augmentation, draw
+from clipdistill.students import preprocessing
+from clipdistill.training.augment import Augmentation, augmented, draw
 
 NONE = Augmentation(flip=0.0, min_scale=1.0, jitter=0.0)
 
@@ -49,6 +50,26 @@ def test_flips_by_their_probability() -> None:
     many = images(1).expand(400, -1, -1, -1)
     flipped = (half(many, draw(400, 0, 1)) - many.flip(-1) / 255).abs().amax(dim=(1, 2, 3)) < 1e-3
     assert 150 < int(flipped.sum()) < 250
+
+
+@pytest.mark.parametrize("flip", [0.0, 0.5, 1.0])
+def test_flips_alone_are_the_general_path_without_its_rounding(flip: float) -> None:
+    augmentation, pixels, numbers = Augmentation(flip, 1.0, 0.0), images(16, 80), draw(16, 0, 1)
+    found = augmentation(pixels, numbers)
+    sampled = augmentation._crop_and_flip(pixels / 255, numbers[:, :5])
+    torch.testing.assert_close(found, sampled, atol=2e-5, rtol=0)
+    flipped = (numbers[:, 4] < flip)[:, None, None, None]
+    assert torch.equal(found, torch.where(flipped, pixels.flip(-1), pixels) / 255)
+
+
+def test_views_follow_each_other_normalised() -> None:
+    views = [Augmentation(0.5, 1.0, 0.0), Augmentation(0.5, 0.5, 0.5)]
+    numbers = [draw(4, 0, 1, view) for view in (0, 1)]
+    for count in (1, 2):
+        found = augmented(images(), views[:count], numbers[:count])
+        expected = [preprocessing.normalise(view(images(), own)) for view, own in zip(views, numbers, strict=True)]
+        assert torch.equal(found, torch.cat(expected[:count]))
+        assert found.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_a_crop_is_the_slow_bilinear_sample_of_its_box() -> None:

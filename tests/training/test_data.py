@@ -49,6 +49,15 @@ def test_rows_come_in_the_order_asked_for(toy: Toy, cache: data.Cache, workers: 
         assert torch.equal(pixels, torch.from_numpy(expected))
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="page-locked memory needs a GPU")
+@pytest.mark.parametrize("cache", ["memory", "none"])
+def test_pinned_batches_hold_the_same_pixels(toy: Toy, cache: data.Cache) -> None:
+    rows = [np.array([3, 0])]
+    plain, pinned = (next(ImageSource(toy[0], 32, cache, 1, asked).batches(rows)) for asked in (False, True))
+    assert pinned.is_pinned()
+    assert torch.equal(pinned, plain)
+
+
 def test_memory_reads_each_file_once(tmp_path: Path) -> None:
     table, _ = make_table(tmp_path / "images", 4)
     source = ImageSource(table, 32, "memory", 1)

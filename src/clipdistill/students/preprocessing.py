@@ -38,7 +38,7 @@ def normalise(images: Tensor) -> Tensor:
     Returns:
         float32 [B, 3, S, S], channels last in memory.
     """
-    values = images.float() / 255 if images.dtype == torch.uint8 else images
+    values = images.float().div_(255) if images.dtype == torch.uint8 else images
     mean = torch.tensor(MEAN, device=images.device)[:, None, None]
     std = torch.tensor(STD, device=images.device)[:, None, None]
-    return ((values - mean) / std).contiguous(memory_format=torch.channels_last)
+    return (values - mean).div_(std).contiguous(memory_format=torch.channels_last)

@@ -8,12 +8,15 @@ product a batch take less time than torchvision's transforms take image by image
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from clipdistill.students import preprocessing
 
 _STREAM = 2
 _DRAWS = 8
@@ -37,7 +40,7 @@ def draw(images: int, seed: int, epoch: int, view: int = 0) -> Tensor:
     Returns:
         float32 [N, 8], uniform in [0, 1); row i is image i's, whatever N.
     """
-    generator = np.random.default_rng([seed, epoch, _STREAM, view] if view else [seed, epoch, _STREAM])
+    generator = np.random.default_rng([seed, epoch, _STREAM, view])
     return torch.from_numpy(generator.random((images, _DRAWS), dtype=np.float32))
 
 
@@ -66,8 +69,15 @@ class Augmentation:
         Returns:
             float32 [B, 3, S, S], in [0, 1].
         """
-        cropped = self._crop_and_flip(images.float().div_(255), draws[:, :5])
-        return self._jitter(cropped, draws[:, 5:]) if self.jitter else cropped
+        # A crop of the whole image samples every pixel at its centre: what is left is the flip.
+        place = self._flip if self.min_scale == 1 else self._crop_and_flip
+        placed = place(images.float().div_(255), draws[:, :5])
+        return self._jitter(placed, draws[:, 5:]) if self.jitter else placed
+
+    def _flip(self, images: Tensor, draws: Tensor) -> Tensor:
+        if not self.flip:
+            return images
+        return torch.where((draws[:, 4] < self.flip)[:, None, None, None], images.flip(-1), images)
 
     def _crop_and_flip(self, images: Tensor, draws: Tensor) -> Tensor:
         scale = self.min_scale + (1 - self.min_scale) * draws[:, 0]
@@ -91,3 +101,18 @@ class Augmentation:
         matrix = (contrast * brightness)[:, None, None] * (own + (1 - saturation)[:, None, None] * luma)
         offset = ((1 - contrast) * mean_luma)[:, None, None]
         return torch.baddbmm(offset, matrix, images.flatten(2)).view_as(images).clamp_(0, 1)
+
+
+def augmented(pixels: Tensor, views: Sequence[Augmentation], draws: Sequence[Tensor]) -> Tensor:
+    """Make the network's batch: every image once in each view, normalised.
+
+    Args:
+        pixels: uint8 [B, 3, S, S].
+        views: what is done to the images in each of K views.
+        draws: float32 [B, 8] for each view, the rows of `draw` that belong to the images.
+
+    Returns:
+        float32 [K * B, 3, S, S], view by view, channels last in memory.
+    """
+    images = [preprocessing.normalise(view(pixels, own)) for view, own in zip(views, draws, strict=True)]
+    return images[0] if len(images) == 1 else torch.cat(images)

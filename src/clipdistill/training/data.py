@@ -44,10 +44,11 @@ class ImageSource:
         cache: memory keeps all pixels; none decodes an image each time; auto keeps them up to 4 GB. Where several
             processes keep them, each decodes its share and gets those of the others.
         workers: threads.
+        pinned: give batches in page-locked memory, which a GPU copies while it computes.
     """
 
-    def __init__(self, table: ImageTable, size: int, cache: Cache, workers: int) -> None:
-        self._table, self._size, self._workers = table, size, workers
+    def __init__(self, table: ImageTable, size: int, cache: Cache, workers: int, pinned: bool = False) -> None:
+        self._table, self._size, self._workers, self._pinned = table, size, workers, pinned
         needed = len(table) * 3 * size * size
         kept = cache == "memory" or (cache == "auto" and needed <= MEMORY_LIMIT)
         self._pixels = self._decode_all() if kept else None
@@ -69,16 +70,24 @@ class ImageSource:
         """
         if self._pixels is not None:
             for rows in batches:
-                yield self._pixels[torch.from_numpy(rows)]
+                yield torch.index_select(self._pixels, 0, torch.from_numpy(rows), out=self._batch(len(rows)))
             return
         with _pool(self._workers) as pool:
             waiting: deque[list[Future[preprocessing.Pixels]]] = deque()
             for rows in batches:
                 waiting.append([pool.submit(self._decode, int(row)) for row in rows])
                 if len(waiting) > _AHEAD:
-                    yield _joined(waiting.popleft())
+                    yield self._joined(waiting.popleft())
             while waiting:
-                yield _joined(waiting.popleft())
+                yield self._joined(waiting.popleft())
+
+    def _batch(self, images: int) -> Tensor:
+        return torch.empty((images, 3, self._size, self._size), dtype=torch.uint8, pin_memory=self._pinned)
+
+    def _joined(self, images: list[Future[preprocessing.Pixels]]) -> Tensor:
+        batch = self._batch(len(images))
+        np.stack([image.result() for image in images], out=batch.numpy())
+        return batch
 
     def _decode(self, row: int) -> preprocessing.Pixels:
         return preprocessing.resize(self._table.open(row), self._size)
@@ -107,10 +116,6 @@ def _pool(workers: int) -> Iterator[ThreadPoolExecutor]:
         yield pool
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _joined(images: list[Future[preprocessing.Pixels]]) -> Tensor:
-    return torch.from_numpy(np.stack([image.result() for image in images]))
 
 
 def epoch_batches(images: int, batch_size: int, seed: int, epoch: int, smallest: int = 2) -> list[Rows]:

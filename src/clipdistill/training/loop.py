@@ -18,9 +18,9 @@ from clipdistill.errors import ClipdistillError, ParamsError
 from clipdistill.evaluation.metrics import mean_average_precision
 from clipdistill.methods import ccd
 from clipdistill.params import RecipeParams, StudentParams
-from clipdistill.students import classifier, preprocessing
+from clipdistill.students import classifier
 from clipdistill.training import checkpoint, optimise
-from clipdistill.training.augment import Augmentation, draw
+from clipdistill.training.augment import Augmentation, augmented, draw
 from clipdistill.training.checkpoint import Checkpoint
 from clipdistill.training.curves import Curves
 from clipdistill.training.data import ImageSource, epoch_batches
@@ -108,8 +108,8 @@ class Trainer:
         task.regime.begin(self.student)
         _require_batches_for_normalisation(self.student, task.recipe.batch_size)
         recipe = task.recipe
-        self._augmentation = Augmentation(recipe.flip, recipe.min_scale, recipe.jitter)
-        self._second_view = Augmentation(recipe.flip, recipe.min_scale, task.regime.jitter)
+        jitters = [recipe.jitter, task.regime.jitter] if task.regime.agreement else [recipe.jitter]
+        self._views = [Augmentation(recipe.flip, recipe.min_scale, jitter) for jitter in jitters]
         self._network = self._placed()
         self._rule = optimise.optimiser(self.student, task.recipe)
         self._labels = task.labels
@@ -143,7 +143,9 @@ class Trainer:
         return None if table is None else self._source(table)
 
     def _source(self, table: ImageTable) -> ImageSource:
-        return ImageSource(table, self._task.student.image_size, self._task.recipe.image_cache, self._machine.workers)
+        student, recipe, machine = self._task.student, self._task.recipe, self._machine
+        pinned = machine.device.type == "cuda"
+        return ImageSource(table, student.image_size, recipe.image_cache, machine.workers, pinned)
 
     def run(self) -> None:
         """Train through the last epoch.
@@ -169,9 +171,12 @@ class Trainer:
         images, device = len(self._task.table), self._machine.device
         batches = epoch_batches(images, recipe.batch_size, recipe.seed, epoch, smallest=max(2, world))
         shares = [batch[rank::world] for batch in batches]
-        draws = [draw(images, recipe.seed, epoch, view).to(device) for view in range(self._views)]
+        order = torch.from_numpy(np.concatenate(shares)).to(device)
+        order_of = torch.split(order, [len(share) for share in shares])
+        draws = [draw(images, recipe.seed, epoch, view).to(device) for view in range(len(self._views))]
         labels = self._labels.to(device, copy=True)
         moving = self._task.supervision.per_batch and self._task.supervision.due(epoch)
+        positive_at = self._task.regime.positive_at
         _seed_dropout(recipe.seed, epoch, rank)
         self._network.train()
         losses: list[Tensor] = []
@@ -180,27 +185,22 @@ class Trainer:
             done = (epoch - 1) * len(batches) + step
             factor = optimise.rate_factor(recipe.schedule, done, recipe.epochs * len(batches))
             rate = optimise.set_rate(self._rule, factor)
-            rows, weight = torch.from_numpy(shares[step]).to(device), len(shares[step]) * world / len(batches[step])
+            rows, weight = order_of[step], len(shares[step]) * world / len(batches[step])
             loss, logits = self._step(pixels, [own[rows] for own in draws], labels[rows], rows, weight)
             losses.append(loss)
-            seen[rows] = classifier.scores(logits.float(), self._task.supervision.head)
+            if moving or positive_at is not None:
+                seen[rows] = classifier.scores(logits.float(), self._task.supervision.head)
             if moving:
                 labels[rows] = self._task.supervision.refine(labels[rows], seen[rows])
             if step % _LOOK_EVERY == _LOOK_EVERY - 1 or step == len(batches) - 1:
                 _require_finite(losses, epoch, len(batches))
             progress.advance(len(batches[step]))
-        positive_at = self._task.regime.positive_at
         row = {} if positive_at is None else self._choose(self._merge(seen, shares), positive_at)
         row |= self._replace(self._merge(labels, shares), epoch) if moving else {}
         sizes = torch.tensor([len(share) for share in shares], device=device)
         own = (torch.stack(losses) * sizes).sum().double().cpu()
         total = float(distributed.sum_over_processes(own)) / images
         return {"loss": total, "learning_rate": rate, **row}
-
-    @property
-    def _views(self) -> int:
-        """Views of an image in a step."""
-        return 2 if self._task.regime.agreement else 1
 
     def _merge(self, matrix: Tensor, shares: list[npt.NDArray[np.int64]]) -> Tensor:
         """Put together what each process has of its own rows; every row is one process's own."""
@@ -222,13 +222,10 @@ class Trainer:
     ) -> tuple[Tensor, Tensor]:
         """One update; returns the mean loss of this process's images and their logits, both before the update."""
         pixels = pixels.to(self._machine.device, non_blocking=True)
-        makers = (self._augmentation, self._second_view)
         # Both views in one pass: batch normalisation sees them together, and DDP one forward for one backward.
-        images = torch.cat(
-            [preprocessing.normalise(make(pixels, own)) for make, own in zip(makers, draws, strict=False)]
-        )
+        images = augmented(pixels, self._views, draws)
         with autocast(self._machine.device, self._machine.dtype):
-            outputs, _ = self._network(images.contiguous(memory_format=torch.channels_last))
+            outputs, _ = self._network(images)
         logits, *second = outputs.split(len(pixels))
         loss = self._task.supervision.loss(labels, logits, rows)
         if second:

@@ -41,7 +41,8 @@ def predict_scores(folder: Path, table: ImageTable, compute: distributed.Compute
     torch.set_num_threads(compute.thread_count())
     student, card = model_folder.load(folder)
     student.to(device=device).to(memory_format=torch.channels_last)
-    images = ImageSource(table, card.preprocessing.image_size, "none", compute.worker_count())
+    pinned = device.type == "cuda"
+    images = ImageSource(table, card.preprocessing.image_size, "none", compute.worker_count(), pinned)
     with distributed.process_group(device):
         result = predict(student, images, card.head, arithmetic_of(card), compute.batch_size)
     return result.numpy()
