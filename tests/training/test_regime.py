@@ -202,6 +202,20 @@ class TestStoppingRule:
         assert found == pytest.approx(expected, abs=1e-9)
         assert found[0] != found[1]
 
+    @pytest.mark.parametrize(("positive_at", "scored"), [(None, 0), (0.7, 6)])
+    def test_steps_are_scored_only_where_a_rule_asks(
+        self, toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, positive_at: float | None, scored: int
+    ) -> None:
+        calls, scores = [], classifier.scores
+
+        def counted(*arguments: Any) -> torch.Tensor:  # noqa: ANN401
+            calls.append(arguments)
+            return scores(*arguments)
+
+        monkeypatch.setattr(classifier, "scores", counted)
+        learn(toy, tmp_path, Regime(positive_at=positive_at))
+        assert len(calls) == scored
+
     def test_without_a_rule_the_last_student_is_written(self, toy: Toy, tmp_path: Path) -> None:
         learn(toy, tmp_path, Regime(), truth=Truth(None, toy[0], toy[1]))
         epochs = store.read_group(tmp_path / "epochs.zarr")
@@ -348,6 +362,13 @@ class TestWeightedLabels:
         p = torch.sigmoid(logits)
         entropy = -(labels * p.log() + (1 - labels) * (1 - p).log())
         torch.testing.assert_close(found, (0.5 * entropy[0] + 0.1 * entropy[1]).sum() / 4)
+
+    def test_labels_are_fixed_and_a_loss_leaves_the_identity(self) -> None:
+        supervision = WeightedLabels(torch.tensor([1.0, 0.5]))
+        before = supervision.identity
+        supervision.loss(torch.ones(1, 2), torch.zeros(1, 2), torch.tensor([1]))
+        assert supervision.identity == before
+        assert not supervision.due(1)
 
     def test_other_weights_are_another_run(self) -> None:
         identities = [json.dumps(WeightedLabels(w).identity) for w in (torch.ones(2), torch.tensor([1.0, 0.5]))]

@@ -9,9 +9,10 @@ from toy_training import CLASSES, COMPUTE, SoftLabels, Toy, contents, make_table
 
 from clipdistill import store
 from clipdistill.errors import ArtifactError, ClipdistillError, DataError, ParamsError
-from clipdistill.params import CdulTrainParams
+from clipdistill.params import CdulTrainParams, Params, RecipeParams
 from clipdistill.students import model_folder
 from clipdistill.training import loop
+from clipdistill.training import train as training
 from clipdistill.training.gradient_alignment import GradientAlignment
 from clipdistill.training.loop import Truth
 from clipdistill.training.predict import predict_scores
@@ -119,6 +120,31 @@ def test_batches_that_normalisation_cannot_use_are_refused(toy: Toy, tmp_path: P
 def test_a_single_image_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="at least 2 images"):
         train(make_table(tmp_path / "images", 1), tmp_path)
+
+
+def test_trainings_that_go_on_from_one_another_have_seeds_of_their_own(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipes: list[RecipeParams] = []
+    monkeypatch.setattr(training, "read_classes", lambda _: [])
+    monkeypatch.setattr(training, "train_student", lambda *_, recipe, **__: recipes.append(recipe))
+    params = Params()
+    for turn, epochs in ((0, None), (2, 3), (5, 4)):
+        training.train_by_params(
+            params,
+            toy[0],
+            soft_labels(toy[1]),
+            supervision=FixedLabels(),
+            outputs=training.Outputs(tmp_path),
+            stage="train",
+            compute=COMPUTE,
+            epochs=epochs,
+            turn=turn,
+        )
+    own = params.train.recipe
+    assert recipes[0] == own
+    assert [recipe.epochs for recipe in recipes] == [own.epochs, 3, 4]
+    assert len({recipe.seed for recipe in recipes}) == 3
 
 
 @pytest.mark.parametrize("cache", ["memory", "none"])

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from clipdistill import distributed, store
 from clipdistill.clip import run as clip_run
-from clipdistill.datasets.table import ImageTable, read_classes
+from clipdistill.datasets.table import ImageTable
 from clipdistill.params import Params
 from clipdistill.stage import Paths
 from clipdistill.students import model_folder
@@ -20,17 +20,14 @@ from clipdistill.training.ccd_labels import CcdLabels
 from clipdistill.training.ccd_refine import refine
 from clipdistill.training.localize import point
 from clipdistill.training.regime import Regime
-from clipdistill.training.train import Outputs, train_student
+from clipdistill.training.train import Outputs, train_by_params
 from clipdistill.training.weighted_labels import WeightedLabels
 from clipdistill.work import code_digest, work_root
 
-LABELS, STUDENT, VIEWS, EMBEDDINGS = "labels.zarr", "student", "views.zarr", "cam.zarr"
+VIEWS, EMBEDDINGS = "views.zarr", "cam.zarr"
 
 # What a half-finished round must not outlive.
 _CODE = ["training", "students", "methods", "evaluation", "clip", "datasets", "store.py", "work.py"]
-
-# Each training draws its own order and augmentation: one seed would make all of them go through the same epochs.
-_SEED_STEP = 1_000_003
 
 
 def later_round(update: int, params: Params, command: list[str], embedder: list[str]) -> None:
@@ -45,29 +42,30 @@ def later_round(update: int, params: Params, command: list[str], embedder: list[
         embedder: the embed stage's script.
     """
     paths, compute = Paths(params.dataset.name), distributed.Compute.load()
-    before, out = paths.ccd(update - 1), paths.ccd(update)
+    before = [paths.ccd_labels(update - 1), paths.ccd_student(update - 1)]
     if not json.loads(paths.ccd_plan(update).read_text(encoding="utf-8"))["run"]:
         if distributed.is_leader():
-            shutil.copytree(before / LABELS, out / LABELS, dirs_exist_ok=True)
-            shutil.copytree(before / STUDENT, out / STUDENT, dirs_exist_ok=True)
+            for part in before:
+                shutil.copytree(part, paths.ccd(update) / part.name, dirs_exist_ok=True)
         return
-    folder = work_root() / f"round-{update}" / _identity(before, paths, params)
+    folder = work_root() / f"round-{update}" / _identity(update, paths, params)
+    labels, student = (folder / part.name for part in before)
     views, embeddings = folder / VIEWS, folder / EMBEDDINGS
     if not distributed.launch_where_several(command, compute):
         with distributed.process_group(compute.torch_device()):
-            if not (folder / STUDENT / model_folder.CARD).exists():
-                _train(update, before, folder / STUDENT, params, compute)
+            if not (student / model_folder.CARD).exists():
+                _train(update, student, params, compute)
             if not views.exists():
-                point(folder / STUDENT, views, params, compute)
+                point(student, views, params, compute)
     if not embeddings.exists():
         request = clip_run.cam_request(params, views, embeddings)
         clip_run.embed_views("cam", [request], params, [*embedder, "cam", str(views), str(embeddings)])
     if distributed.is_leader():
-        refine(before / LABELS, embeddings, folder / LABELS, update, params)
-        store.move_into_place(folder, out)
+        refine(paths.ccd_labels(update - 1), embeddings, labels, update, params)
+        store.move_into_place(folder, paths.ccd(update))
 
 
-def _identity(before: Path, paths: Paths, params: Params) -> str:
+def _identity(update: int, paths: Paths, params: Params) -> str:
     """What a half-finished round depends on."""
     sections = [
         params.ccd.model_dump(include={"ratio", "floor", "localize"}),
@@ -76,25 +74,25 @@ def _identity(before: Path, paths: Paths, params: Params) -> str:
         params.pseudo_label.temperature,
         *(part.model_dump() for part in (params.clip, params.views.cam)),
     ]
-    files = [before / LABELS / store.MANIFEST, before / STUDENT / model_folder.CARD, paths.text / store.MANIFEST]
+    labels, student = paths.ccd_labels(update - 1), paths.ccd_student(update - 1)
+    files = [labels / store.MANIFEST, student / model_folder.CARD, paths.text / store.MANIFEST]
     return store.fingerprint([sections, [store.file_sha256(file) for file in files], code_digest(_CODE)])[:32]
 
 
-def _train(update: int, before: Path, out: Path, params: Params, compute: distributed.Compute) -> None:
+def _train(update: int, out: Path, params: Params, compute: distributed.Compute) -> None:
     """Go on training the student on the updated labels."""
-    paths, recipe = Paths(params.dataset.name), params.train.recipe
+    paths = Paths(params.dataset.name)
     table = ImageTable.load(paths.table("train"))
-    labels = CcdLabels.read(before / LABELS, table)
-    changes = {"epochs": params.ccd.train.round_epochs, "seed": recipe.seed + update * _SEED_STEP}
-    train_student(
+    labels = CcdLabels.read(paths.ccd_labels(update - 1), table)
+    train_by_params(
+        params,
         table,
         labels.labels.numpy(),
-        [item.name for item in read_classes(paths.classes)],
-        student=params.train.student,
-        recipe=recipe.model_copy(update=changes),
+        epochs=params.ccd.train.round_epochs,
+        turn=update,
         supervision=WeightedLabels(labels.weight),
         outputs=Outputs(out),
-        regime=Regime(start=before / STUDENT, boost=params.ccd.train.boost),
+        regime=Regime(start=paths.ccd_student(update - 1), boost=params.ccd.train.boost),
         stage="round/ccd",
         compute=compute,
     )

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 
 from clipdistill import distributed, store
-from clipdistill.datasets.table import ImageTable, read_classes
+from clipdistill.datasets.table import ImageTable
 from clipdistill.params import Params
 from clipdistill.stage import Paths
 from clipdistill.training.ccd_labels import CcdLabels
 from clipdistill.training.regime import Regime
 from clipdistill.training.supervision import FixedLabels
-from clipdistill.training.train import Outputs, train_student
+from clipdistill.training.train import Outputs, train_by_params
 
 
 def warm_up(params: Params, command: list[str]) -> None:
@@ -30,12 +30,11 @@ def warm_up(params: Params, command: list[str]) -> None:
     with distributed.process_group(compute.torch_device()):
         # Processes that torchrun started wait for the labels of the first one.
         distributed.barrier()
-        train_student(
+        train_by_params(
+            params,
             table,
             CcdLabels.read(paths.ccd_labels(0), table).labels.numpy(),
-            [item.name for item in read_classes(paths.classes)],
-            student=params.train.student,
-            recipe=params.train.recipe.model_copy(update={"epochs": params.ccd.train.warmup_epochs}),
+            epochs=params.ccd.train.warmup_epochs,
             supervision=FixedLabels(),
             outputs=Outputs(paths.ccd_student(0)),
             regime=Regime(boost=params.ccd.train.boost),

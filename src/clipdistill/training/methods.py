@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from clipdistill import distributed, store
-from clipdistill.datasets.table import ImageTable, Labels, read_classes, read_labels
-from clipdistill.params import MAX_ROUNDS, Params, RecipeParams
+from clipdistill.datasets.table import ImageTable, Labels, read_labels
+from clipdistill.params import MAX_ROUNDS, Params
 from clipdistill.stage import Paths
 from clipdistill.students import untrained
 from clipdistill.training import pseudo_label
@@ -20,7 +19,7 @@ from clipdistill.training.gradient_alignment import GradientAlignment
 from clipdistill.training.loop import Truth
 from clipdistill.training.regime import Regime
 from clipdistill.training.supervision import FixedLabels, Supervision
-from clipdistill.training.train import EPOCHS, Outputs, train_student
+from clipdistill.training.train import EPOCHS, Outputs, SoftLabels, train_by_params
 from clipdistill.training.weighted_labels import WeightedLabels
 
 
@@ -41,44 +40,34 @@ def train_method(method: str, params: Params, command: list[str]) -> None:
         _write_untrained(paths, method, table)
         return
     if not distributed.launch_where_several(command, compute):
-        train_student(
+        labels, supervision = _taught(method, params, paths, table)
+        # CCD's student has been trained before: it has its own number of epochs, and its turn is after every round's.
+        again = {"epochs": params.ccd.train.epochs, "turn": MAX_ROUNDS + 1} if method == "ccd" else {}
+        train_by_params(
+            params,
             table,
-            first_labels(method, paths, table),
-            [item.name for item in read_classes(paths.classes)],
-            student=params.train.student,
-            recipe=_recipe(method, params),
-            supervision=_supervision(method, params, paths, table),
+            labels,
+            supervision=supervision,
             outputs=_outputs(method, paths),
             truth=truth,
             regime=_regime(method, params, paths),
             stage=f"train/{method}",
             compute=compute,
+            **again,
         )
     if distributed.is_leader():
         _write_report(method, paths, truth.train)
 
 
-def first_labels(method: str, paths: Paths, table: ImageTable) -> npt.NDArray[np.float32]:
-    """First labels of a method, float32 [N, C] in [0, 1]; in the ground truth -1 where it is unknown."""
+def _taught(method: str, params: Params, paths: Paths, table: ImageTable) -> tuple[SoftLabels, Supervision]:
+    """First labels, [N, C] in [0, 1], in the ground truth -1 where it is unknown; and what becomes of them."""
     if method == "supervised":
-        return read_labels(paths.ground_truth("train"), table).astype(np.float32)
+        return read_labels(paths.ground_truth("train"), table).astype(np.float32), FixedLabels()
     if method == "ccd":
-        return CcdLabels.read(paths.ccd_labels(MAX_ROUNDS), table).labels.numpy()
-    return store.read_group(paths.labels(method), {"table": table.fingerprint}).read("labels")
-
-
-def _recipe(method: str, params: Params) -> RecipeParams:
-    """The one recipe; CCD's student has been trained before, and has its own number of epochs."""
-    recipe = params.train.recipe
-    return recipe.model_copy(update={"epochs": params.ccd.train.epochs}) if method == "ccd" else recipe
-
-
-def _supervision(method: str, params: Params, paths: Paths, table: ImageTable) -> Supervision:
-    if method == "cdul":
-        return GradientAlignment(params.train.cdul)
-    if method == "ccd":
-        return WeightedLabels(CcdLabels.read(paths.ccd_labels(MAX_ROUNDS), table).weight)
-    return FixedLabels()
+        updated = CcdLabels.read(paths.ccd_labels(MAX_ROUNDS), table)
+        return updated.labels.numpy(), WeightedLabels(updated.weight)
+    labels = store.read_group(paths.labels(method), {"table": table.fingerprint}).read("labels")
+    return labels, GradientAlignment(params.train.cdul) if method == "cdul" else FixedLabels()
 
 
 def _regime(method: str, params: Params, paths: Paths) -> Regime:

@@ -13,9 +13,10 @@ import numpy.typing as npt
 import torch
 
 from clipdistill import distributed, store
-from clipdistill.datasets.table import ImageTable
+from clipdistill.datasets.table import ImageTable, read_classes
 from clipdistill.errors import ArtifactError, DataError, ParamsError
-from clipdistill.params import RecipeParams, StudentParams
+from clipdistill.params import Params, RecipeParams, StudentParams
+from clipdistill.stage import Paths
 from clipdistill.students import model_folder
 from clipdistill.training import checkpoint
 from clipdistill.training.loop import Machine, Task, Trainer, Truth
@@ -27,6 +28,10 @@ EPOCHS = "epochs.zarr"
 """Scores after each epoch, in the folder of a student that a stopping rule chose."""
 
 SoftLabels = npt.NDArray[np.float32]
+
+# Trainings that go on from one another draw their own order and augmentation: one seed would make all of them go
+# through the same epochs.
+_SEED_STEP = 1_000_003
 
 # What a checkpoint must not outlive: a killed run is not finished by other code.
 _CODE = ["training", "students", "methods", "evaluation/metrics.py"]
@@ -110,6 +115,52 @@ def train_student(
         if distributed.rank() == 0:
             _write(trainer, task, classes, provenance, outputs, folder)
         distributed.barrier()
+
+
+def train_by_params(
+    params: Params,
+    table: ImageTable,
+    labels: SoftLabels,
+    *,
+    supervision: Supervision,
+    outputs: Outputs,
+    stage: str,
+    compute: distributed.Compute,
+    truth: Truth | None = None,
+    regime: Regime | None = None,
+    epochs: int | None = None,
+    turn: int = 0,
+) -> None:
+    """Train the pipeline's student: network, recipe and class names are those of the parameters.
+
+    Args:
+        params: all parameters.
+        table: N images.
+        labels: float32 [N, C], first soft labels.
+        supervision: the method.
+        outputs: where the results go.
+        stage: name of the work folder.
+        compute: device, threads.
+        truth: ground truth for the curves.
+        regime: where it begins, a second view, a stopping rule.
+        epochs: in place of the recipe's.
+        turn: number of this training among those that go on from one another, from 0; each has a seed of its own.
+    """
+    recipe = params.train.recipe
+    changes = {"epochs": epochs or recipe.epochs, "seed": recipe.seed + turn * _SEED_STEP}
+    train_student(
+        table,
+        labels,
+        [item.name for item in read_classes(Paths(params.dataset.name).classes)],
+        student=params.train.student,
+        recipe=recipe.model_copy(update=changes),
+        supervision=supervision,
+        outputs=outputs,
+        truth=truth,
+        regime=regime,
+        stage=stage,
+        compute=compute,
+    )
 
 
 def _write(

@@ -8,35 +8,27 @@ from typing import Any
 from torch import Tensor
 
 from clipdistill.methods import ccd
-from clipdistill.students.classifier import Head
+from clipdistill.training.supervision import FixedLabels
 
 
-class WeightedLabels:
+class WeightedLabels(FixedLabels):
     """Labels that stay as they are while a student learns from them by weighted binary cross-entropy.
 
     Args:
         weight: float32 [N], in [0, 1].
     """
 
-    head: Head = "sigmoid"
-    per_batch = False
-
     def __init__(self, weight: Tensor) -> None:
         self._weight = weight
+        self._digest = hashlib.sha256(weight.numpy().tobytes()).hexdigest()
 
     @property
     def identity(self) -> dict[str, Any]:
         """Name and weights."""
-        return {"labels": "fixed, weighted", "weight": hashlib.sha256(self._weight.numpy().tobytes()).hexdigest()}
+        return {"labels": "fixed, weighted", "weight": self._digest}
 
     def loss(self, labels: Tensor, logits: Tensor, rows: Tensor) -> Tensor:
         """Mean over images and classes of the image's weight times binary cross-entropy."""
-        return ccd.label_loss(labels, logits, self._weight.to(logits.device)[rows])
-
-    def due(self, epoch: int) -> bool:  # noqa: ARG002 - the loop asks every method
-        """Never."""
-        return False
-
-    def refine(self, labels: Tensor, scores: Tensor) -> Tensor:  # noqa: ARG002
-        """The same labels."""
-        return labels
+        # Only the first step moves them.
+        self._weight = self._weight.to(logits.device)
+        return ccd.label_loss(labels, logits, self._weight[rows])
