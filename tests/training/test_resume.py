@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from toy_training import Toy, before_update, contents, make_table, soft_labels, train
+from toy_training import COMPUTE, Toy, before_update, contents, make_table, soft_labels, train
 
 from clipdistill import distributed, store
 from clipdistill.errors import ArtifactError
@@ -17,6 +17,7 @@ from clipdistill.params import StudentParams
 from clipdistill.students import classifier, model_folder
 from clipdistill.training import checkpoint
 from clipdistill.training.loop import Truth
+from clipdistill.training.predict import predict_scores
 
 
 class PowerCutError(Exception):
@@ -171,17 +172,35 @@ def test_a_killed_process_ends_in_the_bytes_of_an_unharmed_one(toy: Toy, tmp_pat
 def test_two_processes_train_as_one_does(tmp_path: Path) -> None:
     """21 images in batches of 8: the last batch has 5, so the processes' shares differ."""
     params = StudentParams(output_stride=32, backbone="resnet18", image_size=64)
-    recipe: dict[str, Any] = {"optimiser": "sgd", "learning_rate": 1e-3, "schedule": "constant", "epochs": 2}
+    recipe: dict[str, Any] = {"optimiser": "sgd", "learning_rate": 1e-3, "schedule": "constant", "epochs": 4}
     settings = {"images": 21, "student": params.model_dump(), "recipe": recipe}
     distributed.launch(_script(tmp_path / "two", **settings), 2)
-    train(make_table(tmp_path / "images", 21), tmp_path / "one", student=params, **recipe)
+    toy = make_table(tmp_path / "images", 21)
+    train(toy, tmp_path / "one", student=params, **recipe)
     start = _parameters(classifier.build(params, 3, seed=0))
     one, two = (_parameters(model_folder.load(tmp_path / name / "model")[0]) for name in ("one", "two"))
     # Rounding grows from step to step; without synchronised statistics the distance is a fifth of the way.
     assert (two - one).norm() < 0.03 * (one - start).norm()
     labels = [store.read_group(tmp_path / name / "labels").read("labels") for name in ("one", "two")]
-    assert labels[0].shape == (3, 21, 3)
+    assert labels[0].shape == (5, 21, 3)
     np.testing.assert_allclose(labels[1], labels[0], atol=2e-4)
+    losses = [_losses(tmp_path / name / "curves") for name in ("one", "two")]
+    assert len(losses[0]) == 4
+    np.testing.assert_allclose(losses[1], losses[0], rtol=2e-3)
+    scores = [predict_scores(tmp_path / name / "model", toy[0], COMPUTE) for name in ("one", "two")]
+    print(
+        "SC",
+        np.abs(scores[0] - scores[1]).max(),
+        (two - one).norm() / (one - start).norm(),
+        np.abs(labels[1] - labels[0]).max(),
+        losses,
+    )
+    np.testing.assert_allclose(scores[1], scores[0], atol=1e-3)
+
+
+def _losses(curves: Path) -> list[float]:
+    lines = (curves / "plots" / "metrics" / "loss.tsv").read_text().splitlines()[1:]
+    return [float(line.split("\t")[1]) for line in lines]
 
 
 def _parameters(student: torch.nn.Module) -> torch.Tensor:
