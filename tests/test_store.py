@@ -1,3 +1,5 @@
+import resource
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -6,13 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from clipdistill import store
+from clipdistill import layout, store
 from clipdistill.errors import ArtifactError
+from clipdistill.layout import Blocks
 
 PROVENANCE = {"table": "abc", "kind": "global"}
 
 
-def write(path: Path, **arrays: np.ndarray) -> None:
+def write(path: Path, **arrays: np.ndarray | Blocks) -> None:
     store.write_group(path, arrays, PROVENANCE)
 
 
@@ -65,6 +68,85 @@ def test_an_artifact_in_place_is_replaced_whole(tmp_path: Path) -> None:
     assert group.read("x").tolist() == [[1, 1], [1, 1]]
     with pytest.raises(ArtifactError, match="no array 'old'; it has x"):
         group.read("old")
+
+
+@pytest.fixture
+def small_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arrays in blocks of files of 1,024 rows of four float32."""
+    monkeypatch.setattr(layout, "_FILE_BYTES", 16_384)
+
+
+def in_blocks(array: np.ndarray, size: int) -> Blocks:
+    starts = range(0, len(array), size)
+    return Blocks(array.shape, str(array.dtype), (array[start : start + size] for start in starts))
+
+
+def test_an_array_in_blocks_gives_the_same_bytes_whatever_their_size(small_files: None, tmp_path: Path) -> None:
+    array = np.random.default_rng(0).normal(size=(5_000, 4)).astype(np.float32)
+    manifests = set()
+    for size in (1, 700, 1_024, 5_000):
+        write(tmp_path / "a.zarr", x=in_blocks(array, size), small=array[:3])
+        manifests.add((tmp_path / "a.zarr" / store.MANIFEST).read_bytes())
+    assert len(manifests) == 1
+    group = store.read_group(tmp_path / "a.zarr", PROVENANCE)
+    np.testing.assert_array_equal(group.read("x"), array)
+    np.testing.assert_array_equal(group.read("x", 1_000, 4_321), array[1_000:4_321])
+    np.testing.assert_array_equal(group.read("small"), array[:3])
+    assert len([file for file in (tmp_path / "a.zarr" / "x" / "c").rglob("*") if file.is_file()]) == 5
+
+
+def test_an_array_in_one_block_lies_as_a_whole_one_does(tmp_path: Path) -> None:
+    array = np.random.default_rng(0).normal(size=(5_000, 4)).astype(np.float32)
+    write(tmp_path / "a.zarr", x=array)
+    write(tmp_path / "b.zarr", x=in_blocks(array, 1_234))
+    manifests = [(tmp_path / name / store.MANIFEST).read_bytes() for name in ("a.zarr", "b.zarr")]
+    assert manifests[0] == manifests[1]
+
+
+def test_blocks_of_no_rows(tmp_path: Path) -> None:
+    write(tmp_path / "a.zarr", x=Blocks((0, 4), "float32", []))
+    assert store.read_group(tmp_path / "a.zarr").read("x").shape == (0, 4)
+
+
+def test_a_late_value_that_is_not_finite_is_named_by_its_row_and_nothing_is_left(
+    small_files: None, tmp_path: Path
+) -> None:
+    array = np.zeros((5_000, 4), np.float32)
+    array[4_321, 2] = np.inf
+    with pytest.raises(ArtifactError, match=r"a\.zarr: x holds NaN or infinity, first in row 4321"):
+        write(tmp_path / "a.zarr", x=in_blocks(array, 700))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_blocks_that_end_early_leave_the_old_artifact(small_files: None, tmp_path: Path) -> None:
+    write(tmp_path / "a.zarr", x=np.ones((2, 2), np.float32))
+    array = np.zeros((5_000, 4), np.float32)
+    with pytest.raises(ArtifactError, match="4000 rows came of an array"):
+        write(tmp_path / "a.zarr", x=Blocks((5_000, 4), "float32", [array[:4_000]]))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.zarr"]
+    assert store.read_group(tmp_path / "a.zarr").read("x").tolist() == [[1, 1], [1, 1]]
+
+
+def test_a_disk_that_refuses_is_named_and_nothing_is_left(small_files: None, tmp_path: Path) -> None:
+    array = np.random.default_rng(0).normal(size=(5_000, 4)).astype(np.float32)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, limits[1]))
+    try:
+        with pytest.raises(ArtifactError, match=r"a\.zarr: x: cannot be written .*too large.*free space"):
+            write(tmp_path / "a.zarr", x=in_blocks(array, 700))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_of_what_makes_the_blocks_is_not_put_down_to_the_disk(tmp_path: Path) -> None:
+    def blocks() -> Iterator[np.ndarray]:
+        yield np.zeros((2, 4), np.float32)
+        raise OSError("the source is gone")
+
+    with pytest.raises(OSError, match="the source is gone"):  # ArtifactError is none
+        write(tmp_path / "a.zarr", x=Blocks((5, 4), "float32", blocks()))
+    assert list(tmp_path.iterdir()) == []
 
 
 def _shard(path: Path) -> Path:

@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -24,7 +25,9 @@ import numpy.typing as npt
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
 
+from clipdistill import layout
 from clipdistill.errors import ArtifactError
+from clipdistill.layout import Blocks
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -34,8 +37,10 @@ MANIFEST = "manifest.json"
 _COMPRESSORS = (BloscCodec(cname="zstd", clevel=1, shuffle="bitshuffle"), Crc32cCodec())
 
 Array = npt.NDArray[Any]
+ArraySpec = layout.ArraySpec
 ZarrGroup: TypeAlias = Any
 """zarr.Group, whose types leave open what stands under a name."""
+ZarrArray: TypeAlias = Any
 Provenance = Mapping[str, Any]
 
 
@@ -81,42 +86,13 @@ def write_json(path: Path, content: Any) -> None:  # noqa: ANN401 - any JSON val
     write_atomically(path, (text + "\n").encode())
 
 
-@dataclass(frozen=True, slots=True)
-class ArraySpec:
-    """Layout of one array.
-
-    Attributes:
-        shape: whole shape; the first axis is the one that is split.
-        dtype: NumPy type name.
-        shard_rows: rows a file; None: one file.
-    """
-
-    shape: tuple[int, ...]
-    dtype: str
-    shard_rows: int | None = None
-
-    @property
-    def rows(self) -> int:
-        """Rows a file, at least 1."""
-        return max(1, self.shard_rows or self.shape[0])
-
-    @property
-    def shards(self) -> int:
-        """Number of files."""
-        return -(-self.shape[0] // self.rows)
-
-    def range_of(self, shard: int) -> tuple[int, int]:
-        """First row and the row after the last of a shard."""
-        return shard * self.rows, min((shard + 1) * self.rows, self.shape[0])
-
-
 def create_group(path: Path, specs: Mapping[str, ArraySpec], provenance: Provenance) -> ZarrGroup:
     """Make an empty group, without a manifest: whoever fills it writes that last."""
     attributes = {"format_version": FORMAT_VERSION, **provenance}
     group: ZarrGroup = zarr.create_group(store=str(path), zarr_format=3, attributes=json.loads(json.dumps(attributes)))
     for name, spec in specs.items():
         dtype = np.dtype(spec.dtype)
-        inner = _inner_rows(spec)
+        inner = spec.chunk_rows
         group.create_array(
             name,
             shape=spec.shape,
@@ -131,57 +107,63 @@ def create_group(path: Path, specs: Mapping[str, ArraySpec], provenance: Provena
     return group
 
 
-def _inner_rows(spec: ArraySpec) -> int:
-    """Rows a chunk inside a shard, of 256 KiB at most: a power of two, or a divisor of the shard's rows."""
-    row_bytes = max(1, int(np.prod(spec.shape[1:], dtype=np.int64)) * np.dtype(spec.dtype).itemsize)
-    limit = max(1, min(262_144 // row_bytes, spec.rows))
-    if spec.shard_rows is None:
-        return 1 << (limit.bit_length() - 1)
-    return next(rows for rows in range(limit, 0, -1) if spec.rows % rows == 0)
-
-
-def write_group(path: Path, arrays: Mapping[str, Array], provenance: Provenance) -> None:
-    """Write a small artifact in one go: complete under its final name, or absent.
+def write_group(path: Path, arrays: Mapping[str, Array | Blocks], provenance: Provenance) -> None:
+    """Write an artifact in one go: complete under its final name, or absent.
 
     Args:
         path: folder to make; one that is there is replaced.
-        arrays: by name; row i of each is item i.
+        arrays: by name; row i of each is item i. `Blocks` are for those too large for memory: a file of one is held at
+            a time.
         provenance: JSON values that say what it was made from (no times, hosts or absolute paths).
 
     Raises:
-        ArtifactError: the disk is full or the place cannot be written, or a float array holds NaN or inf.
+        ArtifactError: the disk is full or the place cannot be written, a float array holds NaN or inf, or blocks do
+            not add up to their array.
     """
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    with disk_errors(path):
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            specs = {name: ArraySpec(array.shape, str(array.dtype)) for name, array in arrays.items()}
-            group = create_group(partial, specs, provenance)
-            for name, array in arrays.items():
-                require_finite(array, f"{path}: {name}")
-                if array.size:
-                    group[name][...] = array
+    try:
+        with disk_errors(path):
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.parent.mkdir(parents=True, exist_ok=True)
+            group = create_group(partial, {name: _spec_of(array) for name, array in arrays.items()}, provenance)
+        for name, array in arrays.items():
+            _write_array(group[name], array, f"{path}: {name}")
+        with disk_errors(path):
             write_manifest(partial)
             move_into_place(partial, path)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _spec_of(array: Array | Blocks) -> ArraySpec:
+    return array.spec if isinstance(array, Blocks) else ArraySpec(array.shape, str(array.dtype))
+
+
+def _write_array(target: ZarrArray, array: Array | Blocks, what: str) -> None:
+    """Write one array file by file; what reading or computing its blocks raises is no fault of this artifact's disk."""
+    start = 0
+    for rows in array.files() if isinstance(array, Blocks) else [array]:
+        require_finite(rows, what, start)
+        with disk_errors(what):
+            if rows.size:
+                target[start : start + len(rows)] = rows
+        start += len(rows)
 
 
 @contextlib.contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
+def disk_errors(what: Path | str) -> Iterator[None]:
     """Turn what the disk refuses within a `with` block into an error that names the artifact."""
     try:
         yield
     except OSError as error:
-        raise ArtifactError(f"{path}: cannot be written ({error}); free space or permission, then run again") from error
+        raise ArtifactError(f"{what}: cannot be written ({error}); free space or permission, then run again") from error
 
 
-def require_finite(array: Array, what: str) -> None:
-    """Refuse NaN and infinity, naming the first row that holds one."""
+def require_finite(array: Array, what: str, start: int = 0) -> None:
+    """Refuse NaN and infinity, naming the first row that holds one; the array's own first row has number `start`."""
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         row = int(np.argwhere(~np.isfinite(array.reshape(len(array), -1)).all(axis=1))[0, 0])
-        raise ArtifactError(f"{what} holds NaN or infinity, first in row {row}: nothing was written")
+        raise ArtifactError(f"{what} holds NaN or infinity, first in row {start + row}: nothing was written")
 
 
 def move_into_place(source: Path, target: Path) -> None:
@@ -206,9 +188,16 @@ def _files(path: Path) -> dict[str, Path]:
     }
 
 
+def _sums(files: Mapping[str, Path]) -> dict[str, str]:
+    """SHA-256 of every file, in threads: hashing takes as long as reading, and leaves Python's lock to others."""
+    with ThreadPoolExecutor() as pool:
+        return dict(zip(files, pool.map(file_sha256, files.values()), strict=True))
+
+
 def write_manifest(path: Path) -> None:
     """List every file of a finished artifact with its size and SHA-256."""
-    entries = {name: {"bytes": file.stat().st_size, "sha256": file_sha256(file)} for name, file in _files(path).items()}
+    files = _files(path)
+    entries = {name: {"bytes": files[name].stat().st_size, "sha256": digest} for name, digest in _sums(files).items()}
     write_json(path / MANIFEST, {"format_version": FORMAT_VERSION, "files": entries})
 
 
@@ -237,7 +226,8 @@ def verify(path: Path) -> None:
             raise ArtifactError(
                 f"{path / name} has {files[name].stat().st_size} bytes, {entries[name]['bytes']} were written: {cure}"
             )
-        if file_sha256(files[name]) != entries[name]["sha256"]:
+    for name, digest in _sums(files).items():
+        if digest != entries[name]["sha256"]:
             raise ArtifactError(f"{path / name} was altered since it was written (checksum differs): {cure}")
 
 
@@ -271,7 +261,7 @@ class Group:
         """Type and shape of every array, for people."""
         return {name: f"{self._array(name).dtype} {list(self.shape(name))}" for name in self.names}
 
-    def _array(self, name: str) -> Any:  # noqa: ANN401 - zarr ships no usable types
+    def _array(self, name: str) -> ZarrArray:
         if name not in self._arrays:
             raise ArtifactError(f"{self.path} has no array {name!r}; it has {', '.join(self.names)}")
         return self._arrays[name]

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from clipdistill import store
+from clipdistill import layout, store
+from clipdistill.clip import similarity
 from clipdistill.clip.similarity import write_similarity
 from clipdistill.datasets.table import ImageTable
 from clipdistill.errors import ArtifactError
@@ -38,6 +39,28 @@ def test_cosines_equal_a_slow_reference(tmp_path: Path, photos: ImageTable) -> N
         expected = values @ text.T / np.linalg.norm(values, axis=1, keepdims=True)
         np.testing.assert_allclose(group.read(name), expected, atol=1e-6)
     assert group.read("offset").tolist() == (np.arange(61) * 9).tolist()
+
+
+def test_cosines_in_many_blocks_and_files_lie_at_the_rows_of_their_views(
+    tmp_path: Path, photos: ImageTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(similarity, "_ROWS", 100)
+    monkeypatch.setattr(layout, "_FILE_BYTES", 64 * 5 * 4)
+    text = unit(5).astype(np.float32)
+    store.write_group(tmp_path / "text.zarr", {"embedding": text}, TEACHER)
+    embeddings(tmp_path / "global.zarr", photos, 1)
+    snippets = embeddings(tmp_path / "snippets.zarr", photos, 9)
+    paths = (tmp_path / name for name in ("text.zarr", "global.zarr", "snippets.zarr"))
+    write_similarity(*paths, photos, tmp_path / "out.zarr")
+    files = [file for file in (tmp_path / "out.zarr" / "snippets" / "c").rglob("*") if file.is_file()]
+    assert len(files) == 9  # of 64 rows, 540 in all
+    found = store.read_group(tmp_path / "out.zarr").read("snippets")
+    np.testing.assert_allclose(found, snippets @ text.T / np.linalg.norm(snippets, axis=1, keepdims=True), atol=1e-6)
+
+
+def test_no_views_have_no_cosines(tmp_path: Path) -> None:
+    store.write_group(tmp_path / "cam.zarr", {"embedding": np.empty((0, 16), np.float16)}, TEACHER)
+    assert list(similarity.cosines(store.read_group(tmp_path / "cam.zarr"), torch.ones(5, 16))) == []
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from clipdistill import params
 
 FILES = ["dvc.yaml", "stages/scenes/dvc.yaml", "stages/ccd/dvc.yaml"]
 ROOMS = ["cli", "training", "clip", "students", "datasets", "evaluation", "methods"]
-FOUNDATION = ["stage", "work", "store", "distributed", "params", "errors", "__init__"]
+FOUNDATION = ["stage", "work", "store", "layout", "distributed", "params", "errors", "__init__"]
 
 
 def stages() -> Iterator[tuple[str, dict[str, object]]]:

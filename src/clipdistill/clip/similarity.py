@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,16 @@ import torch.nn.functional as F
 from clipdistill import store
 from clipdistill.datasets.table import ImageTable
 from clipdistill.errors import ArtifactError
+from clipdistill.layout import Blocks
 
 Cosines = npt.NDArray[np.float32]
 
+# A row's last bit may depend on the rows it is multiplied with, so the product is cut at the same rows everywhere.
 _ROWS = 65_536
 
 
-def cosines(views: store.Group, text: torch.Tensor) -> Cosines:
-    """Cosine of every view with every class (CDUL Eq. 1 and 3).
+def cosines(views: store.Group, text: torch.Tensor) -> Iterator[Cosines]:
+    """Cosine of every view with every class (CDUL Eq. 1 and 3), in blocks.
 
     The views are normalised anew in float32, since float16 leaves their norm off by up to 0.001.
 
@@ -28,15 +31,12 @@ def cosines(views: store.Group, text: torch.Tensor) -> Cosines:
         views: artifact with `embedding` float16 [V, D].
         text: float32 [C, D], unit norm.
 
-    Returns:
-        float32 [V, C], in [-1, 1].
+    Yields:
+        float32 [R, C], in [-1, 1], for R views after the other; R adds up to V.
     """
-    count = views.shape("embedding")[0]
-    result = np.empty((count, len(text)), dtype=np.float32)
-    for start in range(0, count, _ROWS):
+    for start in range(0, views.shape("embedding")[0], _ROWS):
         rows = torch.from_numpy(views.read("embedding", start, start + _ROWS)).float()
-        result[start : start + _ROWS] = (F.normalize(rows, dim=-1) @ text.T).numpy()
-    return result
+        yield (F.normalize(rows, dim=-1) @ text.T).numpy()
 
 
 def write_similarity(text_path: Path, global_path: Path, snippets_path: Path, table: ImageTable, out: Path) -> None:
@@ -57,9 +57,13 @@ def write_similarity(text_path: Path, global_path: Path, snippets_path: Path, ta
             f"{global_path} and {snippets_path} do not have one row an image of the table: run `dvc repro`"
         )
     provenance = {"text": text.provenance, "global": whole.provenance, "snippets": snippets.provenance}
-    arrays = {
-        "global": cosines(whole, embeddings),
-        "snippets": cosines(snippets, embeddings),
+    arrays: dict[str, store.Array | Blocks] = {
+        "global": _blocks(whole, embeddings),
+        "snippets": _blocks(snippets, embeddings),
         "offset": offset,
     }
     store.write_group(out, arrays, {"table": table.fingerprint, **provenance})
+
+
+def _blocks(views: store.Group, text: torch.Tensor) -> Blocks:
+    return Blocks((views.shape("embedding")[0], len(text)), "float32", cosines(views, text))

@@ -66,11 +66,16 @@ def view_counts(view_scores: Tensor, offset: Tensor, allow_empty: bool = False) 
     if view_scores.ndim != 2 or not view_scores.is_floating_point():
         found = f"{view_scores.dtype} {tuple(view_scores.shape)}"
         raise ValueError(f"view_scores must be floating point [V, C], but is {found}")
+    return counts_of_views(offset, len(view_scores), allow_empty)
+
+
+def counts_of_views(offset: Tensor, views: int, allow_empty: bool = False) -> Tensor:
+    """Count the views of each image as `view_counts`, where V = `views` rows are not at hand all at once."""
     if offset.ndim != 1 or offset.dtype != torch.int64 or len(offset) < 1:
         raise ValueError(f"offset must be int64 [N + 1], but is {offset.dtype} {tuple(offset.shape)}")
-    if offset[0] != 0 or offset[-1] != len(view_scores):
+    if offset[0] != 0 or offset[-1] != views:
         raise ValueError(
-            f"offset must run from 0 to the number of views, {len(view_scores)}, "
+            f"offset must run from 0 to the number of views, {views}, "
             f"but runs from {int(offset[0])} to {int(offset[-1])}"
         )
     counts = offset.diff()

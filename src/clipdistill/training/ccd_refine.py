@@ -48,5 +48,7 @@ def view_scores(text: Path, embeddings: Path, table: ImageTable, params: Params)
     teacher = {key: classes.provenance[key] for key in ("model", "weights", "quick_gelu")}
     views = store.read_group(embeddings, {"table": table.fingerprint, **teacher})
     temperature = resolve_temperature(params.pseudo_label, classes.provenance)
-    cosine = torch.from_numpy(cosines(views, torch.from_numpy(classes.read("embedding"))))
-    return cdul.scores(cosine, temperature), torch.from_numpy(views.read("offset"))
+    embedding = torch.from_numpy(classes.read("embedding"))
+    scores = [torch.empty(0, len(embedding))]
+    scores += [cdul.scores(torch.from_numpy(block), temperature) for block in cosines(views, embedding)]
+    return torch.cat(scores), torch.from_numpy(views.read("offset"))

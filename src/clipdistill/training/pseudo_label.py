@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,12 +15,16 @@ from clipdistill import store
 from clipdistill.datasets.table import ImageTable, Labels
 from clipdistill.evaluation.metrics import mean_average_precision
 from clipdistill.methods import cdul
+from clipdistill.methods.checks import counts_of_views
 from clipdistill.methods.standardise import standardise
 from clipdistill.params import MAX_ROUNDS, Params, PseudoLabelParams
 from clipdistill.stage import Paths
 from clipdistill.training.ccd_labels import CcdLabels
 
 logger = logging.getLogger(__name__)
+
+# Of the views' cosines in memory at a time: little beside the labels, much beside what a read costs.
+_BLOCK_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +53,7 @@ def resolve_temperature(params: PseudoLabelParams, text: dict[str, Any]) -> floa
 
 
 def first_labels(similarity: store.Group, params: PseudoLabelParams) -> FirstLabels:
-    """Score, aggregate and fuse (CDUL Eq. 1 to 7).
+    """Score, aggregate and fuse (CDUL Eq. 1 to 7); of the views, a block of images at a time is in memory.
 
     Args:
         similarity: artifact with `global` [N, C], `snippets` [V, C] and `offset` [N + 1].
@@ -56,14 +61,44 @@ def first_labels(similarity: store.Group, params: PseudoLabelParams) -> FirstLab
     """
     temperature = resolve_temperature(params, similarity.provenance["text"])
     whole = cdul.scores(torch.from_numpy(similarity.read("global")), temperature)
-    snippets = cdul.scores(torch.from_numpy(similarity.read("snippets")), temperature)
-    maximum, minimum = cdul.extremes(snippets, torch.from_numpy(similarity.read("offset")))
+    maximum, minimum = _extremes(similarity, temperature)
     reached = cdul.gamma(maximum, params.cdul.threshold)
     aggregate = cdul.aggregate(maximum, minimum, params.cdul.threshold)
     plain = whole
     whole, aggregate = (standardise(item, params.standardise) for item in (whole, aggregate))
     final = cdul.final_similarity(whole, aggregate, params.cdul.weight)
     return FirstLabels(whole, aggregate, final, float(reached.float().mean()), plain)
+
+
+def _extremes(similarity: store.Group, temperature: float) -> tuple[Tensor, Tensor]:
+    """Highest and lowest score of each image's views (CDUL Eq. 5), both float32 [N, C]."""
+    offset = torch.from_numpy(similarity.read("offset"))
+    views, classes = similarity.shape("snippets")
+    counts_of_views(offset, views)
+    maximum, minimum = (torch.empty(len(offset) - 1, classes) for _ in range(2))
+    for first, last in image_ranges(offset, _BLOCK_BYTES // (4 * classes)):
+        own = offset[first : last + 1]
+        scores = cdul.scores(torch.from_numpy(similarity.read("snippets", int(own[0]), int(own[-1]))), temperature)
+        maximum[first:last], minimum[first:last] = cdul.extremes(scores, own - own[0])
+    return maximum, minimum
+
+
+def image_ranges(offset: Tensor, most: int) -> Iterator[tuple[int, int]]:
+    """Cut images into ranges of few views each, in order, without cutting an image.
+
+    Args:
+        offset: int64 [N + 1], ascending; the views of image i are rows offset[i] to offset[i + 1].
+        most: views of a range; an image with more has a range of its own.
+
+    Yields:
+        First image of a range, and the one after its last.
+    """
+    first, images = 0, len(offset) - 1
+    while first < images:
+        within = int(torch.searchsorted(offset, offset[first] + most, right=True)) - 1
+        last = min(max(within, first + 1), images)
+        yield first, last
+        first = last
 
 
 def scoring(method: str, params: PseudoLabelParams) -> dict[str, Any]:
