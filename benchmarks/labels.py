@@ -12,7 +12,8 @@ take turns within each round, each in a process of its own, so that its peak mem
   bare labels    raw cosines read, softmax, maximum and minimum of each image, and labels written raw
 
 A fifth process imports and does no more: the memory that it takes is part of every other's. The files lie in the page
-cache, for all ways alike. The last line is one JSON object.
+cache, for all ways alike. Where other processes want the same cores, the ratio of processor seconds says more than that
+of seconds, and with --threads 1 none of them are spent in waiting. The last line is one JSON object.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -157,44 +158,46 @@ WAYS: dict[str, Callable[[Bench], None]] = {
 }
 
 
-def measured(way: Callable[[Bench], None], bench: Bench) -> tuple[float, float]:
-    """Run a way in this process; seconds, and the highest memory of the process, MB."""
+class Measured(NamedTuple):
+    """What a way took: seconds, seconds of all processor cores, and the highest memory of its process in MB."""
+
+    seconds: float
+    processor_seconds: float
+    peak_mb: float
+
+
+def measured(way: Callable[[Bench], None], bench: Bench) -> Measured:
+    """Run a way in this process."""
     os.chdir(bench.folder)
     torch.set_num_threads(bench.threads)
-    begin = time.perf_counter()
+    begin, busy = time.perf_counter(), time.process_time()
     way(bench)
-    seconds = time.perf_counter() - begin
+    took = time.perf_counter() - begin, time.process_time() - busy
     unit = 1 if sys.platform == "darwin" else 1024
-    return seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+    return Measured(*took, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6)
 
 
-def apart(way: Callable[[Bench], None], bench: Bench) -> tuple[float, float]:
-    """Run a way as `measured`, in a process that has imported and done nothing else."""
+def apart(way: Callable[[Bench], None], bench: Bench) -> Measured:
+    """Run a way in a process that has imported and done nothing else."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["__main__"])
     with ProcessPoolExecutor(1, context) as pool:
         return pool.submit(measured, way, bench).result()
 
 
-def measure(bench: Bench, rounds: int) -> tuple[dict[str, list[float]], dict[str, float]]:
-    """Let the ways take turns.
-
-    Returns:
-        Seconds of each way in each round, and the highest memory of each, MB.
+def measure(bench: Bench, rounds: int) -> dict[str, list[Measured]]:
+    """Let the ways take turns; what each took in each round.
 
     Raises:
         ClipdistillError: the pipeline's labels are not the bare ones.
     """
     apart(Bench.make, bench)
-    seconds: dict[str, list[float]] = {name: [] for name in WAYS}
-    peak = dict.fromkeys(WAYS, 0.0)
+    found: dict[str, list[Measured]] = {name: [] for name in WAYS}
     for _ in range(rounds):
         for name, way in WAYS.items():
-            took, memory = apart(way, bench)
-            seconds[name].append(took)
-            peak[name] = max(peak[name], memory)
+            found[name].append(apart(way, bench))
     require_same_labels(bench)
-    return seconds, peak
+    return found
 
 
 def require_same_labels(bench: Bench) -> None:
@@ -205,31 +208,37 @@ def require_same_labels(bench: Bench) -> None:
         raise ClipdistillError(f"the labels differ from the bare ones by up to {difference}: no speeds to compare")
 
 
-def summary(seconds: dict[str, list[float]], peak: dict[str, float]) -> dict[str, float]:
+def summary(found: dict[str, list[Measured]]) -> dict[str, float]:
     """Medians over the rounds, their ratios, and the highest memory."""
-    median = {name: statistics.median(found) for name, found in seconds.items()}
-    result = {"imports_peak_mb": round(peak["imports"], 1)}
+    took = {name: statistics.median(item.seconds for item in items) for name, items in found.items()}
+    busy = {name: statistics.median(item.processor_seconds for item in items) for name, items in found.items()}
+    peak = {name: round(max(item.peak_mb for item in items), 1) for name, items in found.items()}
+    result = {"imports_peak_mb": peak["imports"]}
     for name, bare in (("similarity", "bare product"), ("labels", "bare labels")):
         result |= {
-            f"{name}_s": round(median[name], 3),
-            f"{name}_bare_s": round(median[bare], 3),
-            f"{name}_times_bare": round(median[name] / median[bare], 3),
-            f"{name}_peak_mb": round(peak[name], 1),
+            f"{name}_s": round(took[name], 3),
+            f"{name}_bare_s": round(took[bare], 3),
+            f"{name}_times_bare": round(took[name] / took[bare], 3),
+            f"{name}_processor_times_bare": round(busy[name] / busy[bare], 3),
+            f"{name}_peak_mb": peak[name],
         }
     return result
 
 
-def table_of(seconds: dict[str, list[float]], peak: dict[str, float], options: argparse.Namespace) -> str:
+def table_of(found: dict[str, list[Measured]], options: argparse.Namespace) -> str:
     """Lay the results out as text."""
-    rows = [
-        f"{name:<14}{statistics.median(found):>9.2f}   {min(found):>7.2f} to {max(found):<7.2f}{peak[name]:>9.0f}"
-        for name, found in seconds.items()
-    ]
     title = (
         f"{options.images} images, {options.images * options.snippets} snippets, {options.classes} classes, "
         f"width {options.width}, threads {options.threads}, {options.rounds} rounds"
     )
-    return "\n".join([title, "", f"{'way':<14}{'seconds':>9}   {'range':>18}{'peak MB':>9}", *rows, ""])
+    head = f"{'way':<14}{'seconds':>9}{'range':>17}{'processor s':>13}{'peak MB':>9}"
+    return "\n".join([title, "", head, *(_line(name, items) for name, items in found.items()), ""])
+
+
+def _line(name: str, items: list[Measured]) -> str:
+    seconds, busy, peak = zip(*items, strict=True)
+    extent = f"{min(seconds):.2f} to {max(seconds):.2f}"
+    return f"{name:<14}{statistics.median(seconds):>9.2f}{extent:>17}{statistics.median(busy):>13.2f}{max(peak):>9.0f}"
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -256,9 +265,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     """Measure, print the table for people, and return what the last line says."""
     settings = {key: value for key, value in vars(options).items() if key != "rounds"}
     with tempfile.TemporaryDirectory() as folder:
-        seconds, peak = measure(Bench(Path(folder), **settings), options.rounds)
-    print(table_of(seconds, peak, options))
-    return summary(seconds, peak) | vars(options)
+        found = measure(Bench(Path(folder), **settings), options.rounds)
+    print(table_of(found, options))
+    return summary(found) | vars(options)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -13,7 +13,7 @@ from clipdistill.errors import ArtifactError
 
 Array = npt.NDArray[Any]
 
-_CHUNK_BYTES = 262_144
+_CHUNK_BYTES = 2**20
 # What is held of an array that comes in blocks; few files, since DVC hashes and links each of them.
 _FILE_BYTES = 64 * 2**20
 
@@ -53,7 +53,7 @@ class ArraySpec:
 
     @property
     def chunk_rows(self) -> int:
-        """Rows a chunk inside a file, of 256 KiB at most: a power of two, or a divisor of the file's rows."""
+        """Rows a chunk inside a file, of 1 MiB at most: a power of two, or a divisor of the file's rows."""
         limit = max(1, min(_CHUNK_BYTES // self.row_bytes, self.rows))
         if self.shard_rows is None:
             return 1 << (limit.bit_length() - 1)

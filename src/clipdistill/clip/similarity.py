@@ -18,8 +18,9 @@ from clipdistill.layout import Blocks
 
 Cosines = npt.NDArray[np.float32]
 
-# A row's last bit may depend on the rows it is multiplied with, so the product is cut at the same rows everywhere.
-_ROWS = 65_536
+# A row's last bit may depend on the rows that it is multiplied beside, so the product is cut at the same ones everywhere:
+# few, so that their memory is used again and not asked for anew.
+_ROWS = 8_192
 
 
 def cosines(views: store.Group, text: torch.Tensor) -> Iterator[Cosines]:

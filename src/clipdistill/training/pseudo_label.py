@@ -23,8 +23,8 @@ from clipdistill.training.ccd_labels import CcdLabels
 
 logger = logging.getLogger(__name__)
 
-# Of the views' cosines in memory at a time: little beside the labels, much beside what a read costs.
-_BLOCK_BYTES = 16 * 2**20
+# The views' cosines in memory at a time: little beside the labels, and many chunks to a read.
+_BLOCK_BYTES = 8 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
