@@ -129,8 +129,9 @@ class Bench:
 
     def bare_labels(self) -> None:
         """Raw cosines of global and snippets to raw labels [N, C], with the default threshold and weight of CDUL."""
+        images = max(1, _ROWS // self.snippets)
         blocks = (
-            _raw(Path(f"cosines-{kind}.raw"), np.float32, _ROWS // self.snippets * views, self.classes)
+            _raw(Path(f"cosines-{kind}.raw"), np.float32, images * views, self.classes)
             for kind, views in (("global", 1), ("snippets", self.snippets))
         )
         with Path("labels.raw").open("wb") as out:
@@ -216,8 +217,8 @@ def summary(found: dict[str, list[Measured]]) -> dict[str, float]:
     result = {"imports_peak_mb": peak["imports"]}
     for name, bare in (("similarity", "bare product"), ("labels", "bare labels")):
         result |= {
-            f"{name}_s": round(took[name], 3),
-            f"{name}_bare_s": round(took[bare], 3),
+            f"{name}_s": round(took[name], 6),
+            f"{name}_bare_s": round(took[bare], 6),
             f"{name}_times_bare": round(took[name] / took[bare], 3),
             f"{name}_processor_times_bare": round(busy[name] / busy[bare], 3),
             f"{name}_peak_mb": peak[name],

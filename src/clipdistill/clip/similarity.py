@@ -18,8 +18,8 @@ from clipdistill.layout import Blocks
 
 Cosines = npt.NDArray[np.float32]
 
-# A row's last bit may depend on the rows that it is multiplied beside, so the product is cut at the same ones everywhere:
-# few, so that their memory is used again and not asked for anew.
+# A row's last bit may depend on the rows that it is multiplied beside: the product is always cut at the same rows. They
+# are few, so that their memory is used again and not asked for anew.
 _ROWS = 8_192
 
 
