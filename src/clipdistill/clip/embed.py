@@ -30,7 +30,7 @@ from clipdistill.work import Work, code_digest
 Progress = Callable[[int], None]
 
 # What stands between an image file and its embedding.
-_CODE = ["store.py", "work.py", "datasets/images.py"]
+_CODE = ["layout.py", "store.py", "work.py", "datasets/images.py"]
 _CODE += [f"clip/{name}.py" for name in ("embed", "encoder", "pixels", "preprocessing", "views")]
 
 # A shard is a file. DVC's cost is per file and a killed run repeats at most the shards in flight: so at most 64 files,

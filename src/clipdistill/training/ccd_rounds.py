@@ -27,7 +27,7 @@ from clipdistill.work import code_digest, work_root
 VIEWS, EMBEDDINGS = "views.zarr", "cam.zarr"
 
 # What a half-finished round must not outlive.
-_CODE = ["training", "students", "methods", "evaluation", "clip", "datasets", "store.py", "work.py"]
+_CODE = ["training", "students", "methods", "evaluation", "clip", "datasets", "layout.py", "store.py", "work.py"]
 
 
 def later_round(update: int, params: Params, command: list[str], embedder: list[str]) -> None:
