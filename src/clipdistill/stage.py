@@ -1,15 +1,27 @@
-"""What every stage script shares: its log, its exit code, and the arrangement of the artifacts' paths."""
+"""What every stage script shares: its log, its exit code, its time, and the arrangement of the artifacts' paths."""
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import sys
+import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from clipdistill import distributed
 from clipdistill.errors import ClipdistillError, ParamsError
+
+logger = logging.getLogger(__name__)
+
+TIMES = Path(".work") / "times"
+"""What each stage took when it last ran here: no output of a stage, since equal inputs must give equal bytes."""
+
+_counts: Counter[str] = Counter()
 
 
 def run(main: Callable[[], None]) -> None:
@@ -17,6 +29,7 @@ def run(main: Callable[[], None]) -> None:
     level = logging.INFO if distributed.rank() == 0 else logging.WARNING
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("clipdistill").setLevel(level)
+    begin = time.monotonic()
     try:
         main()
     except ClipdistillError as error:
@@ -24,6 +37,35 @@ def run(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; the same command goes on where it was\n")
         sys.exit(130)
+    if distributed.is_leader():
+        _record_time(time.monotonic() - begin)
+
+
+def count(what: str, number: int) -> None:
+    """Add to what this run of the stage has handled, for its record: `count("views", 36000)`.
+
+    Only what is done now counts, not what an unfinished run has left; and only in the process that began the stage.
+
+    Args:
+        what: a plural: images, views.
+        number: how many.
+    """
+    _counts[what] += number
+
+
+def _record_time(seconds: float) -> None:
+    """Leave the record of a stage that went well, under the name that it has in dvc.yaml."""
+    path = TIMES / f"{'@'.join([Path(sys.argv[0]).stem, *sys.argv[1:2]])}.json"
+    finished = datetime.now(UTC).isoformat(timespec="seconds")
+    content = {"seconds": round(seconds, 3), "finished": finished, "counts": dict(_counts)}
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(content) + "\n", encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        # The stage's work is done and whole: a record that only the report reads must not spoil it.
+        logger.warning("%s: the time of the stage is not recorded (%s)", path, error.strerror)
 
 
 def arguments(*names: str) -> list[str]:

@@ -1,0 +1,65 @@
+"""What a stage leaves of itself: its exit code, and the record of its time."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+SCRIPT = """
+from clipdistill import stage
+from clipdistill.errors import DataError
+
+def main() -> None:
+    stage.count("views", 30)
+    stage.count("views", 12)
+    {body}
+
+stage.run(main)
+"""
+
+
+def run(folder: Path, body: str = "", *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    script = folder / "embed.py"
+    script.write_text(SCRIPT.format(body=body))
+    command = [sys.executable, str(script), *arguments]
+    return subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, check=False, env=os.environ | environment
+    )
+
+
+def records(folder: Path) -> dict[str, dict[str, Any]]:
+    return {path.name: json.loads(path.read_text()) for path in (folder / ".work" / "times").glob("*")}
+
+
+def test_a_stage_leaves_its_time_and_counts_under_its_name(tmp_path: Path) -> None:
+    assert run(tmp_path, "", "cam", "views.zarr", "out.zarr").returncode == 0
+    assert run(tmp_path).returncode == 0
+    found = records(tmp_path)
+    assert set(found) == {"embed@cam.json", "embed.json"}
+    assert found["embed@cam.json"]["counts"] == {"views": 42}
+    assert 0 <= found["embed.json"]["seconds"] < 60
+    assert found["embed.json"]["finished"].endswith("+00:00")
+
+
+def test_a_stage_that_fails_leaves_no_record(tmp_path: Path) -> None:
+    result = run(tmp_path, "raise DataError('a.jpg: is empty')")
+    assert (result.returncode, result.stderr) == (3, "error: a.jpg: is empty\n")
+    assert run(tmp_path, "1 / 0").returncode == 1
+    assert records(tmp_path) == {}
+
+
+def test_only_the_process_that_began_the_stage_leaves_a_record(tmp_path: Path) -> None:
+    assert run(tmp_path, RANK="1", WORLD_SIZE="2").returncode == 0
+    assert run(tmp_path, RANK="0", WORLD_SIZE="2", CLIPDISTILL_LAUNCHED="1").returncode == 0
+    assert records(tmp_path) == {}
+
+
+def test_a_record_that_cannot_be_written_does_not_spoil_the_stage(tmp_path: Path) -> None:
+    (tmp_path / ".work").write_text("a file where the folder should be")
+    result = run(tmp_path)
+    assert result.returncode == 0
+    assert "time of the stage is not recorded" in result.stderr
