@@ -33,20 +33,20 @@ def render(folder: Path) -> str:
     Raises:
         ArtifactError: there is no metrics file, or one is no JSON.
     """
-    found = {name: _read(folder / f"{name}.json").get("val") for name in METHODS}
+    found = {name: read_metrics(folder / f"{name}.json").get("val") for name in METHODS}
     rows = [(METHODS[name], figures) for name, figures in found.items() if figures is not None]
     if not rows:
         raise ArtifactError(f"{folder} holds no metrics: run `dvc repro`")
     rows.sort(key=lambda row: row[1].get("mAP") or 0.0)
     lines = [f"{'evaluation split, percent':<{_WIDTH}}{'mAP':>8}{'CF1':>8}{'OF1':>8}"]
     lines += [_line(name, [figures.get(key) for key in ("mAP", "CF1", "OF1")]) for name, figures in rows]
-    labels = _read(folder / "labels" / "cdul.json").get("train", {})
+    labels = read_metrics(folder / "labels" / "cdul.json").get("train", {})
     lines += ["", f"{'pseudo labels of the training split':<{_WIDTH}}{'mAP':>8}"]
     lines += [_line(text, [labels[key]]) for key, text in LABELS.items() if key in labels]
-    training = _read(folder / "train" / "cdul.json").get("train", {})
+    training = read_metrics(folder / "train" / "cdul.json").get("train", {})
     if "refined_mAP" in training:
         lines.append(_line("refined while the student learned", [training["refined_mAP"]]))
-    updated = _read(folder / "labels" / "ccd.json").get("train", {})
+    updated = read_metrics(folder / "labels" / "ccd.json").get("train", {})
     lines += [_line(f"CCD, {key.removesuffix('_mAP')}", [updated[key]]) for key in updated if key.startswith("round")]
     return "\n".join(lines)
 
@@ -55,7 +55,12 @@ def _line(name: str, values: list[float | None]) -> str:
     return f"{name:<{_WIDTH}}" + "".join(f"{'-' if value is None else f'{value:.2f}':>8}" for value in values)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_metrics(path: Path) -> dict[str, Any]:
+    """Read a metrics file; a missing one is empty.
+
+    Raises:
+        ArtifactError: it is no JSON.
+    """
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

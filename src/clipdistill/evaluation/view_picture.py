@@ -29,7 +29,7 @@ _PANEL = (WIDTH - 2 * _MARGIN - (_COLUMNS - 1) * _GAP) // _COLUMNS
 _OVERVIEW, _CROP, _BADGE, _ROW, _BAR = (560, 430), 150, 22, 44, 15
 
 # Dark to light in five steps, with lightness rising all the way: it reads the same in gray.
-_HEAT = np.array([[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]], dtype=np.float64)
+HEAT = np.array([[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]], dtype=np.float64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +203,7 @@ def _heated(photo: Image.Image, cam: npt.NDArray[np.float32]) -> Image.Image:
     values = cam.astype(np.float64) - float(cam.min())
     heat = Image.fromarray((values / (values.max() or 1.0)).astype(np.float32))
     large = np.asarray(heat.resize(photo.size, Image.Resampling.BILINEAR), dtype=np.float64)
-    colours = np.stack([np.interp(large * (len(_HEAT) - 1), range(len(_HEAT)), level) for level in _HEAT.T], axis=-1)
+    colours = np.stack([np.interp(large * (len(HEAT) - 1), range(len(HEAT)), level) for level in HEAT.T], axis=-1)
     opacity = 0.25 + 0.45 * large.clip(0.0, 1.0)[..., None]
     gray = np.asarray(photo.convert("L"), dtype=np.float64)[..., None]
     return Image.fromarray((opacity * colours + (1 - opacity) * gray).round().astype(np.uint8))

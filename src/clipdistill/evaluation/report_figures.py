@@ -1,0 +1,184 @@
+"""The figures of the report page, from the metrics files; a file that is missing leaves its part empty."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clipdistill.errors import ArtifactError
+from clipdistill.evaluation.charts import Series
+from clipdistill.evaluation.summary import LABELS, METHODS, read_metrics
+
+ORDER = ("teacher", "global", "teacher_views", "cdul", "ccd", "supervised")
+"""Methods as the page shows them: the two bounds among the others, mostly from the worst to the best."""
+
+CURVES = {
+    "val_map": "mAP on the evaluation split",
+    "label_map": "mAP of the training labels",
+    "loss": "Training loss",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """What the evaluation of one method gave.
+
+    Attributes:
+        key: for example "cdul".
+        name: for people.
+        figures: content of metrics/<method>.json below "val"; numbers in percent, None where undefined.
+    """
+
+    key: str
+    name: str
+    figures: dict[str, Any]
+
+    @property
+    def map(self) -> float | None:
+        """Mean average precision, percent; None without ground truth."""
+        value: float | None = self.figures.get("mAP")
+        return value
+
+    @property
+    def stopping(self) -> str | None:
+        """What a stopping rule chose, where there was one and it can be judged."""
+        figures = self.figures
+        if figures.get("mAP") is None or figures.get("last_mAP") is None or figures.get("oracle_mAP") is None:
+            return None
+        return (
+            f"{self.name}: the stopping rule, which sees no ground truth, kept epoch {figures['epoch']} "
+            f"({figures['mAP']:.2f} mAP); the last epoch, {figures['last_epoch']}, has {figures['last_mAP']:.2f}, the "
+            f"best by ground truth, {figures['oracle_epoch']}, has {figures['oracle_mAP']:.2f}."
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class LabelTrack:
+    """Quality of a method's labels on the training split, step by step.
+
+    Attributes:
+        key: of the method.
+        name: for people.
+        steps: (name, mAP in percent).
+    """
+
+    key: str
+    name: str
+    steps: list[tuple[str, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """Curves of all students, by epoch."""
+
+    title: str
+    series: list[Series]
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """All figures of a run.
+
+    Attributes:
+        dataset: content of metrics/format.json; may be empty.
+        methods: those that were evaluated, in the page's order.
+        labels: tracks with at least one step.
+        curves: charts with at least one point.
+        classes: average precision by class name and method, percent; classes without positives are not in it.
+    """
+
+    dataset: dict[str, Any]
+    methods: list[Method]
+    labels: list[LabelTrack]
+    curves: list[Chart]
+    classes: dict[str, dict[str, float]]
+
+    @property
+    def top(self) -> str | None:
+        """Key of the figures of the k highest scores, for example "top3"."""
+        keys = (key for method in self.methods for key in method.figures if key.startswith("top"))
+        return next(keys, None)
+
+
+def read(folder: Path) -> Figures:
+    """Read the metrics of a run.
+
+    Args:
+        folder: of the metrics files.
+
+    Raises:
+        ArtifactError: a file is damaged; the text names it.
+    """
+    found = ((key, read_metrics(folder / f"{key}.json").get("val")) for key in ORDER)
+    methods = [Method(key, METHODS[key], figures) for key, figures in found if figures is not None]
+    return Figures(
+        dataset=read_metrics(folder / "format.json"),
+        methods=methods,
+        labels=[track for track in (_cdul_labels(folder), _ccd_labels(folder)) if track.steps],
+        curves=[chart for name, title in CURVES.items() if (chart := _chart(folder, name, title)).series],
+        classes=_classes(folder, [method.key for method in methods]),
+    )
+
+
+def _cdul_labels(folder: Path) -> LabelTrack:
+    first = read_metrics(folder / "labels" / "cdul.json").get("train", {})
+    steps = [(text, first.get(key)) for key, text in LABELS.items()]
+    refined = read_metrics(folder / "train" / "cdul.json").get("train", {}).get("refined_mAP")
+    steps.append(("refined while the student learned", refined))
+    return LabelTrack("cdul", "CDUL", [(text, value) for text, value in steps if value is not None])
+
+
+def _ccd_labels(folder: Path) -> LabelTrack:
+    labels = read_metrics(folder / "labels" / "ccd.json").get("train", {})
+    rounds = {key: f"after round {key[5:-4]}" for key in labels if key.startswith("round")}
+    names = {"initial_mAP": "at the start", **rounds}
+    steps = [(text, labels.get(key)) for key, text in names.items()]
+    return LabelTrack("ccd", "CCD", [(text, value) for text, value in steps if value is not None])
+
+
+def _chart(folder: Path, name: str, title: str) -> Chart:
+    series = []
+    for key in ORDER:
+        points = tuple(_points(folder / "curves" / key / "plots" / "metrics" / f"{name}.tsv", name))
+        if points:
+            series.append(Series(key, METHODS[key], points))
+    return Chart(title, series)
+
+
+def _points(path: Path, name: str) -> Iterator[tuple[float, float]]:
+    for row in _rows(path, "\t"):
+        with _naming(path):
+            point = (float(row["step"]), float(row[name]))
+        if all(map(math.isfinite, point)):
+            yield point
+
+
+def _classes(folder: Path, methods: list[str]) -> dict[str, dict[str, float]]:
+    table: dict[str, dict[str, float]] = {}
+    for key in methods:
+        path = folder / "average_precision" / f"{key}.csv"
+        for row in _rows(path, ","):
+            with _naming(path):
+                table.setdefault(row["class"], {})[key] = float(row["AP"])
+    return table
+
+
+def _rows(path: Path, delimiter: str) -> list[dict[str, str]]:
+    if not path.exists():
+        return []
+    with _naming(path), path.open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream, delimiter=delimiter))
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Turn what a damaged table raises within a `with` block into an error that names the file."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, OSError, csv.Error) as error:
+        raise ArtifactError(f"{path} cannot be read ({error!r}): run `dvc repro`") from None
