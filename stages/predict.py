@@ -19,6 +19,7 @@ def main() -> None:
         scores, provenance = np.empty((0, 0), dtype=np.float32), {**provenance, "untrained": reason}
     else:
         scores = predict_scores(paths.model(method), table, distributed.Compute.load())
+        stage.count("images", len(table))
     arrays = {"scores": scores}
     if (epochs := paths.model(method) / EPOCHS).exists():
         # What the other epochs would have given goes with the chosen one's, for the report.

@@ -16,7 +16,8 @@ def main() -> None:
     stage.arguments()
     settings = params.load()
     top = Path()
-    times, unrecorded = run_record.stage_times(stage.TIMES, run_record.stage_names(top))
+    others = [name for name in run_record.stage_names(top) if name != "report"]
+    times, unrecorded = run_record.stage_times(stage.TIMES, others)
     figures = report_figures.read(METRICS)
     run = report_page.Run(
         dataset=settings.dataset.name,

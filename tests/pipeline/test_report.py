@@ -21,8 +21,9 @@ def test_the_report_is_of_this_run_and_reruns_nothing(project: Project) -> None:
         assert f">{project.json(f'metrics/{method}.json')['val']['mAP']:.2f}<" in text
     assert project.run("git", "rev-parse", "--short=12", "HEAD~1").stdout.strip() in text
     assert "with changes in code or parameters" not in text
-    assert "Not recorded here" in text
+    assert "Not recorded here" not in text
     assert project.json(".work/times/train@ccd.json")["seconds"] > 0
+    assert project.json(".work/times/predict@ccd.json")["counts"] == {"images": 20}
     assert "train@ccd</th>" in text
     assert project.changed() == set()
     assert not project.run("git", "status", "--porcelain").stdout
