@@ -55,13 +55,13 @@ class Page:
         return int(self.driver.execute_script("return document.documentElement.scrollWidth"))
 
     def requests(self) -> set[str]:
-        """Addresses that were asked for since the last call, other than the page's own and what it holds itself."""
+        """Addresses asked for since the last call: not the page's own, what it holds, or the browser's first tab."""
         events = (json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance"))
         asked = {
             event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"
         }
         assert self._address in asked, "the log is empty, so it says nothing"
-        return {address for address in asked if address != self._address and not address.startswith("data:")}
+        return {url for url in asked if url != self._address and not url.startswith(("data:", "chrome:"))}
 
     def complaints(self) -> list[str]:
         return [entry["message"] for entry in self.driver.get_log("browser")]
