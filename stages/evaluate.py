@@ -6,11 +6,11 @@ import numpy as np
 
 from clipdistill import params, stage, store
 from clipdistill.datasets.table import ImageTable, read_classes, read_labels
-from clipdistill.evaluation import report
+from clipdistill.evaluation import precision_recall, report
 
 
 def main() -> None:
-    """Read predictions/<method>.zarr and labels.zarr; write metrics/<method>.json and the plot of each class."""
+    """Read predictions/<method>.zarr and labels.zarr; write metrics/<method>.json and its plot files."""
     (method,) = stage.arguments("METHOD")
     settings = params.load()
     paths = stage.Paths(settings.dataset.name)
@@ -28,6 +28,8 @@ def main() -> None:
     metrics = Path("metrics")
     per_class = metrics / "average_precision" / f"{method}.csv"
     report.write(scores, truth, names, settings.evaluate, metrics / f"{method}.json", per_class, epochs)
+    curve = precision_recall.micro_curve(scores, truth)
+    precision_recall.write(metrics / "precision_recall" / f"{method}.csv", curve)
 
 
 if __name__ == "__main__":

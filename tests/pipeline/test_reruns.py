@@ -23,7 +23,7 @@ EVERYTHING = {"generate", "pretrain_clip", "format", "embed_text", "embed@global
 EVERYTHING |= {"plan@ccd", "warmup@ccd", "localize@ccd", "embed@cam", "refine@ccd", "show_views"}
 EVERYTHING |= stages("round", {"2", "3", "4"})
 EVERYTHING |= stages("pseudo_label", {"cdul", "ccd", "global"}) | stages("train", TRAINED) | stages("predict", TRAINED)
-EVERYTHING |= stages("predict_teacher", TEACHERS) | stages("evaluate", METHODS) | {"report"}
+EVERYTHING |= stages("predict_teacher", TEACHERS) | stages("evaluate", METHODS) | {"report", "summary"}
 
 ROUNDS = stages("round", {"2", "3", "4"})
 
@@ -71,7 +71,7 @@ def test_the_first_run_runs_everything_and_the_next_nothing(project: Project) ->
 @pytest.mark.parametrize(("changes", "expected"), RERUNS_FROM, ids=[next(iter(row[0])) for row in RERUNS_FROM])
 def test_a_change_reruns_from(project: Project, changes: dict[str, Any], expected: set[str]) -> None:
     project.set(changes)
-    assert project.changed() == expected | {"report"}
+    assert project.changed() == expected | {"report", "summary"}
 
 
 def test_how_the_machine_computes_reruns_nothing(project: Project) -> None:
@@ -83,7 +83,7 @@ def test_how_the_machine_computes_reruns_nothing(project: Project) -> None:
 def test_an_experiment_with_another_threshold_runs_the_labels_and_what_follows(project: Project) -> None:
     output = project.run("dvc", "exp", "run", "-S", "pseudo_label.cdul.threshold=0.3").stdout
     for name in EVERYTHING:
-        follows = name.endswith("@cdul") or (name.endswith("@teacher_views") and name != "embed") or name == "report"
+        follows = name.endswith("@cdul") or (name.endswith("@teacher_views") and name != "embed") or name in ("report", "summary")
         assert (f"Running stage '{name}'" in output) == follows, name
 
 
@@ -124,4 +124,4 @@ def test_another_grid_leaves_the_global_branch_alone(project: Project) -> None:
 
 def test_another_threshold_of_the_metrics_runs_the_evaluation_alone(project: Project) -> None:
     project.set({"evaluate.threshold": 0.4})
-    assert project.repro() == stages("evaluate", METHODS) | {"report"}
+    assert project.repro() == stages("evaluate", METHODS) | {"report", "summary"}

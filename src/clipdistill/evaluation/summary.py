@@ -1,4 +1,4 @@
-"""The few figures that a person looks for first, as a table for the terminal."""
+"""The few figures that a person looks for first: a table for the terminal, and the metrics that DVC compares."""
 
 from __future__ import annotations
 
@@ -18,7 +18,35 @@ METHODS = {
 }
 LABELS = {"global_mAP": "whole image", "aggregate_mAP": "snippets, aggregated", "final_mAP": "both, the first labels"}
 
+_LABELS = {
+    "global": ("labels/global.json", "global_mAP"),
+    "cdul": ("labels/cdul.json", "final_mAP"),
+    "cdul_refined": ("train/cdul.json", "refined_mAP"),
+    "ccd": ("labels/ccd.json", "refined_mAP"),
+}
 _WIDTH = 40
+
+
+def figures(folder: Path) -> dict[str, dict[str, float]]:
+    """Collect one figure a method: each becomes a column of `dvc exp show`.
+
+    Args:
+        folder: of the metrics files, as `render` takes it.
+
+    Returns:
+        mAP on the evaluation split by method, and label_mAP on the training split by kind of label, percent; a figure
+        that is not known is left out.
+
+    Raises:
+        ArtifactError: a file is no JSON.
+    """
+    predicted = {name: _read(folder / f"{name}.json").get("val", {}).get("mAP") for name in METHODS}
+    labels = {name: _read(folder / file).get("train", {}).get(key) for name, (file, key) in _LABELS.items()}
+    return {"mAP": _known(predicted), "label_mAP": _known(labels)}
+
+
+def _known(values: dict[str, float | None]) -> dict[str, float]:
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def render(folder: Path) -> str:
