@@ -1,9 +1,10 @@
-"""The presets in experiments/: what `xargs dvc exp run` would make of them."""
+"""The published settings in experiments/: what `experiments/run` hands to `dvc exp run`."""
 
 from __future__ import annotations
 
-import shlex
+import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -12,32 +13,84 @@ from dvc.utils.hydra import apply_overrides
 from clipdistill import params
 
 ROOT = Path(__file__).resolve().parents[1]
-PRESETS = sorted((ROOT / "experiments").glob("*.args"))
+METHODS = ["cdul", "ccd", "ccd-defaults"]
+DATASETS = ["voc07", "voc12", "coco14", "nuswide", "nuswide-official"]
+PAIRS = [(method, dataset) for method in METHODS for dataset in DATASETS]
 
 
-def resolve(preset: Path, folder: Path) -> params.Params:
-    words = shlex.split(preset.read_text())
-    assert set(words[::2]) == {"-S"}
-    shutil.copy(ROOT / "params.yaml", folder)
-    apply_overrides(folder / "params.yaml", words[1::2])
-    return params.load(folder / "params.yaml")
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """The folder experiments/ beside params.yaml, where a program named dvc writes down what it is given."""
+    shutil.copytree(ROOT / "experiments", tmp_path / "experiments")
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    recorder = tmp_path / "bin" / "dvc"
+    recorder.parent.mkdir()
+    recorder.write_text("#!/bin/sh\nprintf '%s\\0' \"$@\" > given\n")
+    recorder.chmod(0o755)
+    return tmp_path
 
 
-@pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.stem)
-def test_a_preset_is_lawful(preset: Path, tmp_path: Path) -> None:
-    assert resolve(preset, tmp_path).clip.source == "open_clip"
+def run(checkout: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    path = f"{checkout / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    command = [str(checkout / "experiments" / "run"), *arguments]
+    return subprocess.run(command, env=os.environ | {"PATH": path}, capture_output=True, text=True, check=False)
 
 
-def test_the_two_sets_of_the_released_code_are_not_mixed(tmp_path: Path) -> None:
-    defaults, script = (
-        resolve(ROOT / "experiments" / f"ccd-release-{name}.args", tmp_path) for name in ("defaults", "voc12")
-    )
-    for found, expected in (
-        (defaults, (8, 0.0625, 0.8, 0.1, 0.8, 0.0)),
-        (script, (16, 0.125, 3.0, 1.0, 0.2, 1 / 20)),
-    ):
-        ccd = found.ccd
-        own = (ccd.localize.margin, ccd.train.boost, ccd.train.unsure_weight, ccd.ratio, ccd.floor)
-        assert (found.train.recipe.batch_size, *own) == expected
-        assert found.prompts.templates == ["a photo of the {}"]
-        assert (ccd.update_rounds, ccd.train.warmup_epochs, ccd.train.epochs) == (1, 2, 8)
+def resolve(checkout: Path, *arguments: str) -> tuple[list[str], params.Params]:
+    """Words for DVC besides the overrides, and the parameters that these make."""
+    result = run(checkout, *arguments)
+    assert result.returncode == 0, result.stderr
+    words = (checkout / "given").read_text().removesuffix("\0").split("\0")
+    assert words[:2] == ["exp", "run"]
+    flags = [index for index, word in enumerate(words) if word == "-S"]
+    overrides = [words[index + 1] for index in flags]
+    apply_overrides(checkout / "params.yaml", overrides)
+    others = [word for index, word in enumerate(words[2:], 2) if index not in flags and index - 1 not in flags]
+    return others, params.load(checkout / "params.yaml")
+
+
+@pytest.mark.parametrize(("method", "dataset"), PAIRS)
+def test_a_setting_is_lawful_and_its_own(checkout: Path, method: str, dataset: str) -> None:
+    others, found = resolve(checkout, method, dataset, "--dry", "evaluate@cdul")
+    assert others == ["--dry", "evaluate@cdul"]
+    assert found.dataset.name == dataset
+    assert (found.clip.source, found.clip.model, found.train.student.weights) == ("open_clip", "RN50x64", "imagenet")
+    assert found.train.student.backbone == ("resnet101" if method == "cdul" else "resnet50")
+    assert (checkout / found.dataset.root).is_dir()
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_cdul_has_the_batch_of_its_data_set(checkout: Path, dataset: str) -> None:
+    found = resolve(checkout, "cdul", dataset)[1]
+    assert found.train.recipe.batch_size == (8 if dataset.startswith("voc") else 16)
+    assert found.prompts.templates == ["a photo of a {}"]
+    assert (found.train.recipe.epochs, found.train.recipe.learning_rate) == (20, 1e-5)
+
+
+@pytest.mark.parametrize(("dataset", "classes"), [("voc07", 20), ("voc12", 20), ("coco14", 80), ("nuswide", 81)])
+def test_ccd_has_a_floor_of_one_over_the_classes(checkout: Path, dataset: str, classes: int) -> None:
+    assert resolve(checkout, "ccd", dataset)[1].ccd.floor == pytest.approx(1 / classes)
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [("ccd-defaults", (8, 0.0625, 0.8, 0.1, 0.8, 0.0)), ("ccd", (16, 0.125, 3.0, 1.0, 0.2, 1 / 20))],
+)
+def test_the_two_sets_of_the_released_code_are_not_mixed(
+    checkout: Path, method: str, expected: tuple[float, ...]
+) -> None:
+    found = resolve(checkout, method, "voc12")[1]
+    ccd = found.ccd
+    own = (ccd.localize.margin, ccd.train.boost, ccd.train.unsure_weight, ccd.ratio, ccd.floor)
+    assert (found.train.recipe.batch_size, *own) == expected
+    assert found.prompts.templates == ["a photo of the {}"]
+    assert (ccd.update_rounds, ccd.train.warmup_epochs, ccd.train.epochs) == (1, 2, 8)
+
+
+@pytest.mark.parametrize("words", [(), ("cdul",), ("voc12",), ("cdul", "voc13"), ("mkt", "voc12")])
+def test_what_is_unknown_is_refused_with_the_names_of_what_is_there(checkout: Path, words: tuple[str, ...]) -> None:
+    result = run(checkout, *words)
+    assert result.returncode == 2
+    for name in [*METHODS, *DATASETS]:
+        assert name in result.stderr
+    assert not (checkout / "given").exists()
