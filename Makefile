@@ -15,10 +15,10 @@ export DO_NOT_TRACK := 1
 export ITERATIVE_DO_NOT_TRACK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast check format clean
+.PHONY: help setup demo test test-fast check check-remote format clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY) ## make .venv and install; again only when pyproject.toml or constraints.txt change
 
@@ -48,6 +48,9 @@ check: $(READY) ## ruff (lint and format) and mypy
 	ruff check .
 	ruff format --check .
 	mypy
+
+check-remote: $(READY) ## name what the DVC remote lacks of this commit; it fails where that is anything
+	@dvc data status --not-in-remote --json | python -c 'import json, sys; lacking = json.load(sys.stdin).get("not_in_remote", []); print(*lacking, sep="\n"); sys.exit("the remote lacks these: run dvc push where they are" if lacking else 0)'
 
 format: $(READY) ## let ruff put the code in order
 	ruff check --fix .

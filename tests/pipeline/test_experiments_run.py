@@ -1,0 +1,66 @@
+"""Experiments on a real pipeline: published settings, a search, and the tables by which runs are compared."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, Project
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def with_presets(project: Project) -> Iterator[Project]:
+    """The finished project with experiments/ in it."""
+    folder = project.folder / "experiments"
+    shutil.copytree(ROOT / "experiments", folder, ignore=shutil.ignore_patterns("studies.db", "__pycache__"))
+    yield project
+    shutil.rmtree(folder)
+
+
+def test_the_metrics_are_one_line(project: Project) -> None:
+    shown = json.loads(project.run("dvc", "metrics", "show", "--json").stdout)[""]["data"]
+    assert list(shown) == ["metrics/summary.json"]
+    figures = shown["metrics/summary.json"]["data"]
+    assert set(figures["mAP"]) == {"teacher", "teacher_views", "cdul", "ccd", "global", "supervised"}
+    assert set(figures["label_mAP"]) == {"global", "cdul", "cdul_refined", "ccd"}
+    assert figures["mAP"]["cdul"] == project.json("metrics/cdul.json")["val"]["mAP"]
+
+
+def test_a_published_setting_resolves_to_its_stages(with_presets: Project) -> None:
+    output = with_presets.run("experiments/run", "cdul", "voc12", "--dry", "evaluate@cdul").stdout
+    assert "Running stage 'format'" in output
+    assert "Running stage 'train@cdul'" in output
+    assert "generate" not in output
+
+
+def test_a_search_runs_its_trials_and_goes_on_from_them(with_presets: Project) -> None:
+    metric = "metrics/labels/cdul.json:train.final_mAP"
+    command = ["python", "experiments/search.py", "--target", "pseudo_label@cdul", "--metric", metric, "--trials"]
+    space = "pseudo_label.cdul.threshold=0.0:0.4"
+    source = {"PYTHONPATH": str(ROOT / "src")}
+    first = with_presets.run(*command, "1", space, **source).stdout
+    assert "Running stage 'pseudo_label@cdul'" in first
+    assert "train@cdul" not in first
+    second = with_presets.run(*command, "2", space, **source).stdout
+    assert "best of 2" in second
+    shown = with_presets.run("dvc", "exp", "show", "--csv").stdout
+    assert "search-0" in shown
+    assert "search-1" in shown
+    with sqlite3.connect(with_presets.folder / "experiments" / "studies.db") as database:
+        values = [row[0] for row in database.execute("select value from trial_values order by trial_id")]
+    assert values[-1] == with_presets.json(metric.partition(":")[0])["train"]["final_mAP"]
+    with_presets.run("dvc", "exp", "remove", "search-0", "search-1")
+
+
+def test_plots_have_a_curve_of_precision_and_recall_for_every_method(project: Project, tmp_path: Path) -> None:
+    shown = json.loads(project.run("dvc", "plots", "show", "--json", "-o", str(tmp_path / "plots")).stdout)
+    assert not shown.get("errors")
+    (curves,) = shown["data"]["precision and recall over all classes"]
+    points = json.loads(curves["content"])["data"]["values"] if isinstance(curves["content"], str) else curves
+    assert points
