@@ -25,9 +25,10 @@ def main() -> None:
     epochs = None
     if "chosen" in predictions.names:
         epochs = report.Epochs(predictions.read("epochs"), int(predictions.read("chosen")[0]))
+    own = predictions.read("thresholds").tolist() if "thresholds" in predictions.names else None
     metrics = Path("metrics")
     per_class = metrics / "average_precision" / f"{method}.csv"
-    report.write(scores, truth, names, settings.evaluate, metrics / f"{method}.json", per_class, epochs)
+    report.write(scores, truth, names, settings.evaluate, metrics / f"{method}.json", per_class, epochs, own)
     curve = precision_recall.micro_curve(scores, truth)
     precision_recall.write(metrics / "precision_recall" / f"{method}.csv", curve)
 

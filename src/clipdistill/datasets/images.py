@@ -65,6 +65,11 @@ def decode(data: bytes, name: str, max_pixels: int) -> Image.Image:
         raise UnreadableImageError(f"{name}: cannot be decoded ({error})") from None
 
 
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """Apply the EXIF orientation, scale 16 bits to 8, and bring any mode to RGB; the given image stays as it is."""
+    return _to_rgb(ImageOps.exif_transpose(image))
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith(("I;16", "I")):
         levels = np.asarray(image, dtype=np.int64)

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from clipdistill.evaluation.view_picture import HEAT
+from clipdistill.evaluation.heat import HEAT
 
 Kind = Literal["right", "wrong", "missed", "predicted", "below"]
 Scores = npt.NDArray[np.float32]

@@ -149,6 +149,27 @@ def classification_report(scores: Matrix, labels: Matrix, threshold: float = 0.5
     return {**_figures(values >= threshold, truth), f"top{top_k}": _figures(in_top, truth)}
 
 
+def figures_at(scores: Matrix, labels: Matrix, thresholds: Sequence[float]) -> dict[str, float]:
+    """Precision, recall and F1 of the classes predicted by a threshold of each class.
+
+    Args:
+        scores: real [N, C], finite.
+        labels: int [N, C], 1, 0 or -1.
+        thresholds: C; a class is predicted where its score is this high or higher.
+
+    Returns:
+        CP, CR, CF1, OP, OR, OF1 as `classification_report` defines them.
+
+    Raises:
+        ValueError: as `mean_average_precision`, or there are not C thresholds.
+    """
+    values, truth = _checked(scores, labels)
+    if len(thresholds) != values.shape[1]:
+        raise ValueError(f"there must be a threshold a class, {values.shape[1]}, but there are {len(thresholds)}")
+    # In double precision: a threshold may lie between two neighbours of float32.
+    return _figures(values.double() >= torch.tensor(thresholds, dtype=torch.float64), truth)
+
+
 def evaluate(
     scores: Matrix,
     labels: Matrix,

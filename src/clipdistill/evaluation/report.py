@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from clipdistill import store
-from clipdistill.evaluation.metrics import EmptyClass, evaluate, mean_average_precision
+from clipdistill.evaluation.metrics import EmptyClass, evaluate, figures_at, mean_average_precision
+from clipdistill.evaluation.thresholds import best_f1
 from clipdistill.params import EvaluateParams
 
 
@@ -46,6 +47,25 @@ class Epochs:
         }
 
 
+def threshold_figures(
+    scores: npt.NDArray[np.float32], labels: npt.NDArray[np.int8], own: Sequence[float] | None
+) -> dict[str, Any]:
+    """F1 at thresholds of each class, beside the one threshold of all in the other figures.
+
+    Args:
+        scores: float32 [N, C].
+        labels: int8 [N, C]; -1 is left out.
+        own: the model's C thresholds; None where it has none.
+
+    Returns:
+        CF1 and OF1 in percent, under `own`, where there are any, and under `oracle`: with the thresholds that have the
+        best F1 of each class on these very labels, about the most that any choice of thresholds can give.
+    """
+    chosen = {"own": own, "oracle": best_f1(scores, labels).tolist()}
+    figures = {name: figures_at(scores, labels, values) for name, values in chosen.items() if values is not None}
+    return {name: {key: _rounded(found[key]) for key in ("CF1", "OF1")} for name, found in figures.items()}
+
+
 def _rounded(value: float) -> float | None:
     return round(value, 2) if math.isfinite(value) else None
 
@@ -58,6 +78,7 @@ def write(
     metrics: Path,
     per_class: Path,
     epochs: Epochs | None = None,
+    own: Sequence[float] | None = None,
 ) -> None:
     """Evaluate a method and write both files; without any known label the figures are left out.
 
@@ -69,9 +90,12 @@ def write(
         metrics: JSON file.
         per_class: CSV file with the columns class and AP (percent); classes without positives are not in it.
         epochs: of a training with a stopping rule.
+        own: the model's own thresholds, C; None where it has none.
     """
     result = evaluate(scores, labels, class_names, params.threshold, params.top_k, empty_class=params.empty_class)
     content = result.to_json()
+    if result.labelled:
+        content["val"] |= threshold_figures(scores, labels, own)
     if epochs is not None:
         content["val"] |= epochs.figures(labels, params.empty_class)
     store.write_json(metrics, content)

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from clipdistill.errors import DataError
+from clipdistill.evaluation.heat import overlay
 
 WIDTH = 1200
 MAX_VIEWS, MAX_CLASSES, MAX_ANSWERS = 6, 8, 5
@@ -27,9 +28,6 @@ _INK, _MUTED, _FAINT, _TICK, _AGREES = "#202020", "#686868", "#EFEFEF", "#00795A
 _MARGIN, _GAP, _COLUMNS = 24, 24, 3
 _PANEL = (WIDTH - 2 * _MARGIN - (_COLUMNS - 1) * _GAP) // _COLUMNS
 _OVERVIEW, _CROP, _BADGE, _ROW, _BAR = (560, 430), 150, 22, 44, 15
-
-# Dark to light in five steps, with lightness rising all the way: it reads the same in gray.
-HEAT = np.array([[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]], dtype=np.float64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,17 +196,6 @@ def _crop(photo: Image.Image, box: tuple[float, float, float, float]) -> Image.I
     return photo.crop((left, upper, max(math.ceil(x1), left + 1), max(math.ceil(y1), upper + 1)))
 
 
-def _heated(photo: Image.Image, cam: npt.NDArray[np.float32]) -> Image.Image:
-    """Lay an activation map over a photo: the hotter, the less of the photo is seen; a constant map is cold."""
-    values = cam.astype(np.float64) - float(cam.min())
-    heat = Image.fromarray((values / (values.max() or 1.0)).astype(np.float32))
-    large = np.asarray(heat.resize(photo.size, Image.Resampling.BILINEAR), dtype=np.float64)
-    colours = np.stack([np.interp(large * (len(HEAT) - 1), range(len(HEAT)), level) for level in HEAT.T], axis=-1)
-    opacity = 0.25 + 0.45 * large.clip(0.0, 1.0)[..., None]
-    gray = np.asarray(photo.convert("L"), dtype=np.float64)[..., None]
-    return Image.fromarray((opacity * colours + (1 - opacity) * gray).round().astype(np.uint8))
-
-
 def _header(sheet: _Sheet, story: Story) -> int:
     """Write title and truth; returns where the next row begins."""
     sheet.text((_MARGIN, 16), story.title, 26, _INK, WIDTH - 2 * _MARGIN)
@@ -280,7 +267,7 @@ def _panel(sheet: _Sheet, top: int, photo: Image.Image, number: int, view: Looke
     """Draw one view: its map over the photo, what the student looked for, the crop, CLIP's answers."""
     x = _MARGIN + number % _COLUMNS * (_PANEL + _GAP)
     small = _fit(photo, (_PANEL, 250))
-    left, upper, y = sheet.photo(x, top, _heated(small, view.cam), (_PANEL, 250), 80)
+    left, upper, y = sheet.photo(x, top, overlay(small, view.cam), (_PANEL, 250), 80)
     sheet.outline(_scaled(view, photo, small, left, upper), number)
     sheet.badge(x, y + 10, number)
     sheet.text((x + 32, y + 11), f"student: {view.name}", 17, _INK, _PANEL - 90)

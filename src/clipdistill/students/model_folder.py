@@ -1,4 +1,7 @@
-"""A trained student in a folder: `student.safetensors`, and `student.yaml` that says how to use it. No pickles."""
+"""A trained student in a folder: `student.safetensors`, `student.yaml` that says how to use it, and a model card.
+
+No pickles. `README.md` is for people and model hubs and says nothing that is not in `student.yaml`: nothing reads it.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from typing import Any, Literal, Self
 
 import safetensors
 import safetensors.torch
+import torch
 import yaml
 from pydantic import Field, ValidationError, model_validator
 from torch import Tensor
@@ -14,7 +18,7 @@ from torch import Tensor
 from clipdistill.errors import ArtifactError
 from clipdistill.params import Fraction, Section, Sha256, StudentParams
 from clipdistill.store import file_sha256, write_atomically
-from clipdistill.students import classifier, preprocessing
+from clipdistill.students import classifier, model_card, preprocessing
 from clipdistill.students.classifier import Head, Student
 
 FORMAT_VERSION = 1
@@ -45,6 +49,9 @@ class Card(Section):
     preprocessing: Preprocessing = Field(description="from an image to the student's input")
     classes: list[str] = Field(min_length=1, description="in column order")
     thresholds: list[Fraction] = Field(description="score from which a class counts as predicted, in column order")
+    calibration: dict[str, Any] = Field(
+        default_factory=dict, description="how the thresholds were chosen; empty: 0.5 for every class"
+    )
     provenance: dict[str, Any] = Field(description="what the student was trained from")
     sha256: Sha256 = Field("", description=f"of {WEIGHTS}")
 
@@ -56,9 +63,16 @@ class Card(Section):
 
     @classmethod
     def of(
-        cls, student: Student, params: StudentParams, head: Head, classes: list[str], provenance: dict[str, Any]
+        cls,
+        student: Student,
+        params: StudentParams,
+        head: Head,
+        classes: list[str],
+        provenance: dict[str, Any],
+        thresholds: list[float] | None = None,
+        calibration: dict[str, Any] | None = None,
     ) -> Self:
-        """Describe a student, with 0.5 as every class's threshold."""
+        """Describe a student; without `thresholds` every class has 0.5."""
         return cls(
             backbone=params.backbone,
             backbone_weights=student.weights,
@@ -67,7 +81,8 @@ class Card(Section):
             boost=student.boost,
             preprocessing=Preprocessing(image_size=params.image_size),
             classes=classes,
-            thresholds=[0.5] * len(classes),
+            thresholds=thresholds or [0.5] * len(classes),
+            calibration=calibration or {},
             provenance=provenance,
         )
 
@@ -88,6 +103,7 @@ def save(folder: Path, student: Student, card: Card) -> None:
     state = {key: tensor.detach().cpu().contiguous() for key, tensor in student.state_dict().items()}
     write_atomically(folder / WEIGHTS, safetensors.torch.save(state))
     filled = card.model_copy(update={"sha256": file_sha256(folder / WEIGHTS)})
+    write_atomically(folder / model_card.FILE, model_card.render(filled.model_dump()).encode())
     text = yaml.safe_dump(filled.model_dump(), sort_keys=False, allow_unicode=True, width=110)
     write_atomically(folder / CARD, text.encode())
 
@@ -106,7 +122,9 @@ def load(folder: Path) -> tuple[Student, Card]:
     params = StudentParams(
         backbone=card.backbone, image_size=card.preprocessing.image_size, output_stride=card.output_stride
     )
-    student = classifier.build(params, len(card.classes), seed=0, boost=card.boost)
+    # Without memory: the first weights would cost seconds, and none of them stays.
+    with torch.device("meta"):
+        student = classifier.build(params, len(card.classes), seed=0, boost=card.boost)
     student.weights = card.backbone_weights
     wanted = student.state_dict()
     if differing := sorted(_shapes(state).items() ^ _shapes(wanted).items()):
@@ -114,7 +132,7 @@ def load(folder: Path) -> tuple[Student, Card]:
             f"{folder / WEIGHTS} is no {card.backbone} for {len(card.classes)} classes, as {folder / CARD} says "
             f"(first difference: {differing[0][0]}): {_CURE}"
         )
-    student.load_state_dict(state)
+    student.load_state_dict(state, assign=True)
     return student.eval(), card
 
 

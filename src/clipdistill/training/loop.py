@@ -159,8 +159,8 @@ class Trainer:
                 row = self._learn(epoch, progress)
                 row |= self._refine(epoch)
                 row |= self._compare(epoch)
+                self._curves.add(row)
                 if distributed.rank() == 0:
-                    self._curves.add(row)
                     self._save(epoch)
                 progress.epoch(epoch, row)
         self._curves.close()
@@ -267,6 +267,16 @@ class Trainer:
     def _predict(self, images: ImageSource) -> Tensor:
         head, machine = self._task.supervision.head, self._machine
         return predict(self.student, images, head, machine.dtype, machine.batch_size)
+
+    def score(self) -> tuple[Tensor, Tensor]:
+        """The student's scores of the training images, one clean pass, beside the labels as they are now.
+
+        All processes call this together.
+
+        Returns:
+            Two of float32 [N, C], on the CPU; a label is negative where it is unknown.
+        """
+        return self._predict(self._images), self._labels
 
     def _save(self, epoch: int) -> None:
         state = Checkpoint(

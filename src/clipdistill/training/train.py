@@ -15,9 +15,11 @@ import torch
 from clipdistill import distributed, store
 from clipdistill.datasets.table import ImageTable, read_classes
 from clipdistill.errors import ArtifactError, DataError, ParamsError
+from clipdistill.evaluation import thresholds
 from clipdistill.params import Params, RecipeParams, StudentParams
 from clipdistill.stage import Paths
 from clipdistill.students import model_folder
+from clipdistill.students.classifier import Student
 from clipdistill.training import checkpoint
 from clipdistill.training.loop import Machine, Task, Trainer, Truth
 from clipdistill.training.regime import Regime
@@ -34,7 +36,7 @@ SoftLabels = npt.NDArray[np.float32]
 _SEED_STEP = 1_000_003
 
 # What a checkpoint must not outlive: a killed run is not finished by other code.
-_CODE = ["training", "students", "methods", "evaluation/metrics.py"]
+_CODE = ["training", "students", "methods", "evaluation/metrics.py", "evaluation/thresholds.py"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +114,11 @@ def train_student(
     with distributed.process_group(device):
         trainer = Trainer(task, machine, folder, outputs.curves)
         trainer.run()
+        chosen = trainer.choose_student()
+        scores, learnt = trainer.score()
         if distributed.rank() == 0:
-            _write(trainer, task, classes, provenance, outputs, folder)
+            best = thresholds.best_f1(scores.numpy(), learnt.numpy())
+            _write(trainer.student, task, classes, provenance, outputs, folder, chosen, best.tolist())
         distributed.barrier()
 
 
@@ -164,10 +169,16 @@ def train_by_params(
 
 
 def _write(
-    trainer: Trainer, task: Task, classes: list[str], provenance: dict[str, Any], outputs: Outputs, folder: Path
+    student: Student,
+    task: Task,
+    classes: list[str],
+    provenance: dict[str, Any],
+    outputs: Outputs,
+    folder: Path,
+    chosen: int,
+    best: list[float],
 ) -> None:
     every = range(1, task.recipe.epochs + 1)
-    chosen = trainer.choose_student()
     if outputs.labels is not None:
         epochs = [0, *(epoch for epoch in every if task.supervision.due(epoch))]
         arrays: dict[str, store.Array] = {
@@ -180,8 +191,9 @@ def _write(
         known = ruled and truth.val is not None and truth.val_table is not None
         scores = checkpoint.read_states(folder, "scores", list(every)) if known else np.empty((0, 0, 0), np.float32)
         store.write_group(outputs.epochs, {"scores": scores, "chosen": np.array([chosen])}, provenance)
-    card = model_folder.Card.of(trainer.student, task.student, task.supervision.head, classes, provenance)
-    model_folder.save(outputs.model, trainer.student, card)
+    calibration = {"rule": thresholds.RULE, "labels": "the labels that the student learned from"}
+    card = model_folder.Card.of(student, task.student, task.supervision.head, classes, provenance, best, calibration)
+    model_folder.save(outputs.model, student, card)
     shutil.rmtree(folder)
 
 

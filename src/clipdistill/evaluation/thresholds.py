@@ -1,0 +1,67 @@
+"""Thresholds of the classes: from which score on a class counts as present.
+
+F1 of a class at a cut is 2 TP / (predicted + positives). With soft labels in [0, 1] the counts become expected ones: a
+predicted image adds its label to TP, and the positives are the labels' sum. For calibrated scores the best cut lies at
+half the F1 that it reaches, and so mostly well below 0.5 (Lipton, Elkan and Narayanaswamy, ECML PKDD 2014, arXiv
+1402.1892). With labels of 0 and 1 this is F1 itself, so that one rule serves pseudo labels and ground truth.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+DEFAULT = 0.5
+"""Threshold of a class about which the labels, or the scores, say nothing."""
+
+RULE = "expected F1"
+"""Name of the rule, for what is written about thresholds."""
+
+Floats = npt.NDArray[np.float64]
+
+
+def best_f1(scores: npt.NDArray[Any], labels: npt.NDArray[Any]) -> Floats:
+    """Choose for each class the threshold whose predictions have the highest expected F1.
+
+    A threshold lies midway between the lowest score that it lets in and the next one; of equal F1 the higher threshold
+    is taken. `DEFAULT` is kept for a class
+
+    - whose F1 is 0 at every cut: no label is positive, or every score is 0;
+    - whose best cut lets in every image although its labels say that most images do not show it: that is what F1 asks
+      of scores that tell nothing (as the same paper shows), and the class would be predicted everywhere.
+
+    Args:
+        scores: [N, C], in [0, 1].
+        labels: [N, C], in [0, 1]; negative where unknown, and then the image does not count for that class.
+
+    Returns:
+        Thresholds in [0, 1], float64 [C].
+
+    Raises:
+        ValueError: the shapes differ.
+
+    Example:
+        >>> best_f1(np.array([[0.4], [0.3], [0.1]]), np.array([[1], [1], [0]])).round(3).tolist()
+        [0.2]
+    """
+    if scores.ndim != 2 or scores.shape != labels.shape:
+        raise ValueError(f"scores and labels must be [N, C] alike, but are {scores.shape} and {labels.shape}")
+    if not len(scores):
+        return np.full(scores.shape[1], DEFAULT)
+    order = np.argsort(-scores, axis=0, kind="stable")
+    ranked = np.take_along_axis(scores, order, axis=0).astype(np.float64)
+    known = np.take_along_axis(labels, order, axis=0) >= 0
+    weight = np.take_along_axis(labels, order, axis=0).astype(np.float64) * known
+    predicted, found = known.cumsum(axis=0), weight.cumsum(axis=0)
+    positives, images = found[-1], predicted[-1]
+    f1 = 2 * found / np.maximum(predicted + positives, 1)
+    following = np.vstack([ranked[1:], np.zeros((1, ranked.shape[1]))])
+    # Equal scores are let in together.
+    f1[ranked == following] = -1.0
+    best = f1.argmax(axis=0)
+    columns = np.arange(scores.shape[1])
+    telling = (predicted[best, columns] < images) | (2 * positives >= images)
+    midway = (ranked[best, columns] + following[best, columns]) / 2
+    return np.where((f1[best, columns] > 0) & telling, midway, DEFAULT)
