@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
-from clipdistill import __version__, store
+from clipdistill import __version__, cli, store
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -22,8 +23,24 @@ def clipdistill(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProces
 def test_help_names_every_command() -> None:
     result = clipdistill("--help")
     assert result.returncode == 0
-    for name in ("params", "models", "show", "summary"):
-        assert name in result.stdout
+    for name in ("params", "models", "show", "summary", "predict", "calibrate", "heatmap", "teacher", "export"):
+        assert f"\n  {name} " in result.stdout
+    assert "--install-completion" in result.stdout
+    assert "Exit codes: 0 all done" in result.stdout
+
+
+@pytest.mark.parametrize("command", ["predict", "calibrate", "heatmap", "teacher", "export"])
+def test_help_of_a_command_has_an_example(command: str) -> None:
+    text = CliRunner().invoke(cli.app, [command, "--help"]).stdout
+    assert f"clipdistill {command} " in text.split("For example:")[1]
+
+
+def test_completion_is_there_for_the_common_shells() -> None:
+    for shell in ("bash", "zsh", "fish"):
+        environment = {"_CLIPDISTILL_COMPLETE": f"source_{shell}"}
+        assert (
+            "_CLIPDISTILL_COMPLETE" in CliRunner().invoke(cli.app, [], prog_name="clipdistill", env=environment).stdout
+        )
 
 
 def test_the_command_line_starts_without_torch() -> None:

@@ -12,11 +12,14 @@ import typer
 from pydantic import BaseModel
 
 from clipdistill import __version__, params
+from clipdistill.application import commands
 from clipdistill.errors import ClipdistillError
 
 app = typer.Typer(
     help="Distil CLIP into a small multi-label classifier: images and class names in, no labels needed.\n\n"
-    "The pipeline itself is run by DVC: `dvc repro`, `dvc exp run -S KEY=VALUE`, `dvc metrics show`.",
+    "The pipeline itself is run by DVC: `dvc repro`, `dvc exp run -S KEY=VALUE`, `dvc metrics show`. Its students are "
+    "put to use by `predict`, `heatmap`, `calibrate` and `export`; `COMMAND --help` has examples.",
+    epilog=commands.EXIT_CODES,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -30,6 +33,9 @@ def main() -> None:
     except ClipdistillError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(error.exit_code)
+
+
+commands.register(app)
 
 
 def _print_version(wanted: bool) -> None:

@@ -15,7 +15,7 @@ from import_graph import PACKAGE, ROOT, imports_of, modules_of
 from clipdistill import params
 
 FILES = ["dvc.yaml", "stages/scenes/dvc.yaml", "stages/ccd/dvc.yaml"]
-ROOMS = ["cli", "training", "clip", "students", "datasets", "evaluation", "methods"]
+ROOMS = ["cli", "application", "training", "clip", "students", "datasets", "evaluation", "methods"]
 FOUNDATION = ["stage", "work", "store", "layout", "distributed", "params", "errors", "__init__"]
 
 

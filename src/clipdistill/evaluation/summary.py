@@ -40,8 +40,8 @@ def figures(folder: Path) -> dict[str, dict[str, float]]:
     Raises:
         ArtifactError: a file is no JSON.
     """
-    predicted = {name: _read(folder / f"{name}.json").get("val", {}).get("mAP") for name in METHODS}
-    labels = {name: _read(folder / file).get("train", {}).get(key) for name, (file, key) in _LABELS.items()}
+    predicted = {name: read_metrics(folder / f"{name}.json").get("val", {}).get("mAP") for name in METHODS}
+    labels = {name: read_metrics(folder / file).get("train", {}).get(key) for name, (file, key) in _LABELS.items()}
     return {"mAP": _known(predicted), "label_mAP": _known(labels)}
 
 

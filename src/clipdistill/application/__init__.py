@@ -1,0 +1,1 @@
+"""A trained student at work: what the command line and other programs call."""

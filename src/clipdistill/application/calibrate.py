@@ -1,0 +1,97 @@
+"""Thresholds from ground truth: where some images are labelled, they say better than pseudo labels where to cut."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from clipdistill import distributed, store
+from clipdistill.application import console
+from clipdistill.application.image_files import batches
+from clipdistill.application.student import BATCH, Scores, Student
+from clipdistill.datasets.images import UnreadableImageError
+from clipdistill.datasets.table import ImageTable, Labels, read_labels
+from clipdistill.errors import ArtifactError, DataError, ParamsError
+from clipdistill.evaluation import thresholds
+from clipdistill.evaluation.metrics import figures_at, mean_average_precision
+from clipdistill.students import model_folder
+
+Figures = dict[str, float | None]
+
+
+def calibrate(model: Path, split: Path, out: Path, compute: distributed.Compute) -> tuple[Figures, Figures]:
+    """Write a copy of a student with thresholds that are best for a labelled split.
+
+    The model folder itself stays as it is: the pipeline knows it by its bytes.
+
+    Args:
+        model: model folder.
+        split: folder of the pipeline with `images.parquet` and `labels.zarr`, such as data/<dataset>/val.
+        out: folder to make.
+        compute: device, threads, batch size.
+
+    Returns:
+        mAP, CF1, OF1 on the split, percent: with the thresholds before, and with those that were written.
+
+    Raises:
+        ParamsError: `out` exists.
+        DataError: no label of the split is known.
+        ArtifactError: the folders do not hold what they should, or their classes differ.
+        UnreadableImageError: an image of the split is gone, changed or broken.
+    """
+    if out.exists():
+        raise ParamsError(f"--out: {out} exists, and a model folder is never changed in place; name a new folder")
+    torch.set_num_threads(compute.thread_count())
+    student = Student.load(model, compute.device)
+    table = ImageTable.load(split / "images.parquet")
+    labels = _labels(split / "labels.zarr", table, student.card.classes)
+    scores = _scores(student, table, compute)
+    chosen = thresholds.best_f1(scores, labels).tolist()
+    after = _figures(scores, labels, chosen)
+    images = int((labels >= 0).any(axis=1).sum())
+    calibration = {
+        "rule": thresholds.RULE,
+        "labels": f"the ground truth of {images} images",
+        "table": table.fingerprint,
+        "metrics": after,
+    }
+    card = student.card.model_copy(update={"thresholds": chosen, "calibration": calibration})
+    model_folder.save(out, student.network, card)
+    return _figures(scores, labels, student.card.thresholds), after
+
+
+def _labels(path: Path, table: ImageTable, classes: list[str]) -> Labels:
+    labels = read_labels(path, table)
+    named = store.read_group(path).provenance.get("classes")
+    if named != classes:
+        raise ArtifactError(
+            f"{path} labels the classes {named}, but the student knows {classes}: calibrate it on the data set that it "
+            "was trained for"
+        )
+    if not (labels >= 0).any():
+        raise DataError(f"{path} holds no known label: there is nothing to calibrate by")
+    return labels
+
+
+def _scores(student: Student, table: ImageTable, compute: distributed.Compute) -> Scores:
+    rows, found = list(range(len(table))), []
+    size, batch_size = student.image_size, compute.batch_size or BATCH
+    with console.progress(len(table), "images", free=True) as advance:
+        for batch in batches(rows, table.open, size, batch_size, compute.worker_count()):
+            pixels = []
+            for _, read in batch:
+                if isinstance(read, UnreadableImageError):
+                    raise read
+                pixels.append(read)
+                advance()
+            found.append(student.score(torch.from_numpy(np.stack(pixels))))
+    return np.concatenate(found)
+
+
+def _figures(scores: Scores, labels: Labels, chosen: list[float]) -> Figures:
+    report = figures_at(scores, labels, chosen)
+    figures = {"mAP": mean_average_precision(scores, labels)[0], "CF1": report["CF1"], "OF1": report["OF1"]}
+    return {name: round(value, 2) if math.isfinite(value) else None for name, value in figures.items()}

@@ -1,0 +1,242 @@
+"""The commands of a trained student. Heavy libraries are imported inside them, so that --help answers at once."""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+
+import typer
+
+from clipdistill import params
+from clipdistill.application.formats import WRITERS, Format, columns
+from clipdistill.distributed import Compute
+from clipdistill.errors import ParamsError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+EXIT_CODES = (
+    "Exit codes: 0 all done; 1 something could not be done, such as an image that cannot be read (the others are "
+    "done); 2 a wrong option or parameter; 3 raw data; 4 a missing, broken or foreign artifact, such as a model "
+    "folder; 5 a CLIP that cannot be loaded; 130 interrupted."
+)
+
+Model: TypeAlias = Annotated[
+    Path, typer.Argument(help="Model folder, for example cache/scenes/models/cdul.", show_default=False)
+]
+Device: TypeAlias = Annotated[
+    str | None, typer.Option(help="auto, cpu or cuda. [default: as compute.yaml has it, or auto]", show_default=False)
+]
+BatchSize: TypeAlias = Annotated[int | None, typer.Option(min=1, help="Images a forward pass.", show_default="64")]
+Quiet: TypeAlias = Annotated[bool, typer.Option("--quiet", "-q", help="No progress: errors alone on stderr.")]
+Verbose: TypeAlias = Annotated[bool, typer.Option("--verbose", "-v", help="Say what runs where, and how long.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to the command line."""
+    for name, command in (
+        ("predict", predict),
+        ("heatmap", heatmap),
+        ("teacher", teacher),
+        ("calibrate", calibrate),
+        ("export", export),
+    ):
+        app.command(name)(command)
+
+
+def predict(
+    model: Model,
+    paths: Annotated[list[str], typer.Argument(help="Images, folders of them, and patterns.", show_default=False)],
+    form: Annotated[
+        str | None,
+        typer.Option("--format", help="table, csv, json or jsonl.", show_default="table on a terminal, else csv"),
+    ] = None,
+    top_k: Annotated[
+        int | None,
+        typer.Option(min=1, help="So many classes an image.", show_default="those from their threshold on"),
+    ] = None,
+    batch_size: BatchSize = None,
+    device: Device = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Say which classes are in images.
+
+    Results go to stdout, progress and problems to stderr. Images that cannot be read are listed at the end, and the
+    exit code is then 1.
+
+    For example:
+
+      clipdistill predict cache/scenes/models/cdul photo.jpg
+
+      clipdistill predict MODEL holiday/ "more/*.png" --format csv > classes.csv
+
+      clipdistill predict MODEL holiday/ --top-k 3 --format jsonl
+    """
+    chosen = _format(form or ("table" if sys.stdout.isatty() else "csv"))
+    compute = _compute(device, batch_size, quiet, verbose)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A file's name is bytes, and leaves as it came.
+        sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
+    from clipdistill.application.predict import predict_files  # noqa: PLC0415
+
+    problems = predict_files(model, paths, sys.stdout, chosen, top_k, compute)
+    if problems:
+        typer.echo(f"{len(problems)} could not be read:", err=True)
+        for problem in problems:
+            typer.echo(f"  {problem}", err=True)
+        raise typer.Exit(1)
+
+
+def heatmap(
+    model: Model,
+    image: Annotated[Path, typer.Argument(help="Image file.", show_default=False)],
+    name: Annotated[
+        str | None, typer.Option("--class", help="Class to look for.", show_default="the one with the highest score")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="PNG file to write.", show_default="IMAGE's name with -heatmap.png, here")
+    ] = None,
+    device: Device = None,
+) -> None:
+    """Draw where the student sees a class.
+
+    The picture is the image in gray under the class activation map; bright is where the score comes from.
+
+    For example:
+
+      clipdistill heatmap cache/scenes/models/cdul photo.jpg --class boat --out boat.png
+    """
+    compute = _compute(device, None, quiet=True, verbose=False)
+    from clipdistill import store  # noqa: PLC0415
+    from clipdistill.application import heatmap as drawing  # noqa: PLC0415
+    from clipdistill.application.student import Student  # noqa: PLC0415
+
+    drawn = drawing.heatmap(Student.load(model, compute.device), image, name)
+    file, png = out or Path(f"{image.stem}-heatmap.png"), io.BytesIO()
+    drawn.picture.save(png, format="PNG")
+    store.write_atomically(file, png.getvalue())
+    typer.echo(f"{drawn.name} {drawn.score:.2f}: {file}")
+
+
+def teacher(
+    image: Annotated[Path, typer.Argument(help="Image file.", show_default=False)],
+    classes: Annotated[
+        str, typer.Option(help="Names as a prompt says them, between commas.", show_default=False, metavar="A,B,C")
+    ],
+    model: Annotated[str | None, typer.Option(help="open_clip's architecture.", show_default="clip.model")] = None,
+    pretrained: Annotated[
+        str | None, typer.Option(help="open_clip's tag of weights.", show_default="clip.pretrained")
+    ] = None,
+    weights: Annotated[Path | None, typer.Option(help="File of weights.", show_default="clip.weights")] = None,
+    device: Device = None,
+    verbose: Verbose = False,
+) -> None:
+    """Ask CLIP itself about an image.
+
+    It looks at the whole, at the snippets, and joins both, as the first labels are made.
+
+    CLIP, prompts, snippets and temperature are those of params.yaml, or the defaults where there is none. Classes
+    compete: name all that are to be told apart.
+
+    For example:
+
+      clipdistill teacher photo.jpg --classes "boat,tree,house"
+
+      clipdistill teacher photo.jpg --classes "dog,cat" --model ViT-B-32 --pretrained openai
+    """
+    compute = _compute(device, None, quiet=not verbose, verbose=verbose)
+    from clipdistill.application.ask_teacher import ask_teacher, chosen_clip  # noqa: PLC0415
+
+    settings = params.load() if params.PARAMS_FILE.exists() else params.Params()
+    names = [name.strip() for name in classes.split(",") if name.strip()]
+    if not names:
+        raise ParamsError("--classes: name at least one class")
+    clip = chosen_clip(settings.clip, model, pretrained, weights)
+    opinions = ask_teacher(image, names, settings.model_copy(update={"clip": clip}), compute)
+    rows = [[o.name, *(f"{value:.3f}" for value in (o.whole, o.snippets, o.both))] for o in opinions]
+    _print(columns(["class", "whole", "snippets", "both"], rows))
+
+
+def calibrate(
+    model: Model,
+    split: Annotated[
+        Path, typer.Argument(help="Labelled split of the pipeline, for example data/scenes/val.", show_default=False)
+    ],
+    out: Annotated[Path, typer.Option(help="Folder to make: the student with its new thresholds.", show_default=False)],
+    batch_size: BatchSize = None,
+    device: Device = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Choose thresholds by ground truth.
+
+    The student is written with them into a new folder. The thresholds of a fresh student were chosen by pseudo labels;
+    a few hundred labelled images choose better ones.
+
+    For example:
+
+      clipdistill calibrate cache/scenes/models/cdul data/scenes/val --out calibrated
+    """
+    compute = _compute(device, batch_size, quiet, verbose)
+    from clipdistill.application import calibrate as calibration  # noqa: PLC0415
+
+    before, after = calibration.calibrate(model, split, out, compute)
+    rows = [
+        [name, *("-" if value is None else f"{value:.2f}" for value in figures.values())]
+        for name, figures in (("before", before), (str(out), after))
+    ]
+    _print(columns([f"percent, on {split}", *after], rows))
+
+
+def export(
+    model: Model,
+    onnx: Annotated[Path, typer.Option(help="ONNX file to write.", show_default=False)],
+    verbose: Verbose = False,
+) -> None:
+    """Write the student as one ONNX file.
+
+    uint8 pixels go in, scores and class activation maps come out. Normalisation and sigmoid are in the graph; the
+    file's metadata say how an image becomes its input, and hold classes and thresholds. Where onnxruntime is installed,
+    its outputs are compared with PyTorch's before anything is written.
+
+    Needs the extra `onnx`: pip install 'clipdistill[onnx]'
+
+    For example:
+
+      clipdistill export cache/scenes/models/cdul --onnx student.onnx
+    """
+    _compute("cpu", None, quiet=not verbose, verbose=verbose)
+    from clipdistill.application.export_onnx import export_onnx  # noqa: PLC0415
+    from clipdistill.application.student import Student  # noqa: PLC0415
+
+    difference = export_onnx(Student.load(model, "cpu"), onnx)
+    compared = "not compared, onnxruntime is missing" if difference is None else f"within {difference:.1g} of PyTorch"
+    typer.echo(f"{onnx}: {compared}")
+
+
+def _format(name: str) -> Format:
+    for known in WRITERS:
+        if name == known:
+            return known
+    raise ParamsError(f"--format: {name!r} is none of {', '.join(WRITERS)}")
+
+
+def _compute(device: str | None, batch_size: int | None, quiet: bool, verbose: bool) -> Compute:
+    """This machine's settings with the options over them; the log is set up as well."""
+    from clipdistill.application import console  # noqa: PLC0415
+
+    if quiet and verbose:
+        raise ParamsError("--quiet and --verbose contradict each other")
+    console.set_up(quiet, verbose)
+    if device not in (None, "auto", "cpu", "cuda"):
+        raise ParamsError(f"--device: {device!r} is none of auto, cpu, cuda")
+    changes: dict[str, Any] = {"device": device, "batch_size": batch_size}
+    return Compute.load().model_copy(update={key: value for key, value in changes.items() if value is not None})
+
+
+def _print(lines: Iterable[str]) -> None:
+    for line in lines:
+        typer.echo(line, nl=False)

@@ -1,0 +1,194 @@
+"""A student for other programs: loaded in one line, asked in another.
+
+from clipdistill import Student
+
+prediction = Student.load("cache/scenes/models/cdul").predict(["a.jpg", "b.jpg"])
+prediction.names     # [["boat", "tree"], []]
+prediction.scores    # float32 [2, C]
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from clipdistill import distributed
+from clipdistill.application.image_files import ImageLike, batches, open_image
+from clipdistill.datasets.images import UnreadableImageError
+from clipdistill.errors import ArtifactError, ParamsError
+from clipdistill.students import classifier, model_folder, preprocessing, untrained
+
+BATCH = 64
+"""Images a forward pass, where nothing else is asked for."""
+
+Scores = npt.NDArray[np.float32]
+Source = TypeVar("Source", bound=ImageLike)
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What a student says of N images.
+
+    Attributes:
+        classes: C names, in column order.
+        scores: float32 [N, C], in [0, 1].
+        thresholds: float64 [C]; a class is present where its score is this high or higher.
+    """
+
+    classes: tuple[str, ...]
+    scores: Scores
+    thresholds: npt.NDArray[np.float64]
+
+    @property
+    def present(self) -> npt.NDArray[np.bool_]:
+        """Which classes are present, [N, C]."""
+        return self.scores >= self.thresholds
+
+    @property
+    def names(self) -> list[list[str]]:
+        """Names of the classes present in each image, the highest score first; possibly none."""
+        return [[name for name, _ in found] for found in self.ranked()]
+
+    def ranked(self, top_k: int | None = None) -> list[list[tuple[str, float]]]:
+        """Classes of each image with their scores, the highest first; of equal scores the first class first.
+
+        Args:
+            top_k: so many classes an image; None: those that are present.
+        """
+        order = np.argsort(-self.scores, axis=1, kind="stable")[:, :top_k]
+        kept = self.present if top_k is None else np.ones_like(self.present)
+        return [
+            [(self.classes[column], float(self.scores[row, column])) for column in columns if kept[row, column]]
+            for row, columns in enumerate(order)
+        ]
+
+
+class Student:
+    """A trained student: `Student.load("cache/scenes/models/cdul").predict(["a.jpg", "b.jpg"]).names`.
+
+    The arithmetic is float32, whatever the student was trained in: scores are the same on every machine to about six
+    digits, and the same as those of the exported graph.
+
+    Attributes:
+        card: what its folder says of it.
+        network: in evaluation mode, on its device.
+    """
+
+    def __init__(self, network: classifier.Student, card: model_folder.Card, device: torch.device) -> None:
+        self.card = card
+        self.network = network.eval().to(device=device).to(memory_format=torch.channels_last)
+        self._device = device
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str], device: str = "auto") -> Self:
+        """Load a model folder, as the pipeline leaves it in `cache/<dataset>/models/<method>`.
+
+        Args:
+            folder: with `student.yaml` and `student.safetensors`.
+            device: auto (a GPU where there is one), cpu or cuda.
+
+        Raises:
+            ArtifactError: the folder holds no whole student.
+            ParamsError: an unknown device, or one that is not there.
+        """
+        place = Path(folder)
+        if reason := untrained.reason(place):
+            raise ArtifactError(f"{place} holds no student: {reason}")
+        if device not in ("auto", "cpu", "cuda"):
+            raise ParamsError(f"device must be auto, cpu or cuda, but is {device!r}")
+        network, card = model_folder.load(place)
+        return cls(network, card, distributed.Compute(device=device).torch_device())  # type: ignore[arg-type]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in column order."""
+        return tuple(self.card.classes)
+
+    @property
+    def image_size(self) -> int:
+        """Side of its input, pixels."""
+        return self.card.preprocessing.image_size
+
+    def predict(
+        self, images: ImageLike | Iterable[ImageLike], batch_size: int = BATCH, workers: int | None = None
+    ) -> Prediction:
+        """Score images.
+
+        Args:
+            images: one, or N of them: paths, PIL images, or arrays uint8 [H, W, 3].
+            batch_size: images a forward pass.
+            workers: threads that decode; None: one a core.
+
+        Raises:
+            UnreadableImageError: a file is missing or no whole image; the text names it.
+        """
+        one = isinstance(images, (str, os.PathLike, Image.Image, np.ndarray))
+        sources: list[ImageLike] = [images] if one else list(images)  # type: ignore[list-item, arg-type]
+        found: list[Scores] = []
+        for _, scores in self.stream(sources, batch_size, workers or distributed.cores()):
+            if isinstance(scores, UnreadableImageError):
+                raise scores
+            found.append(scores)
+        return self.prediction(np.stack(found) if found else np.empty((0, len(self.classes)), np.float32))
+
+    def stream(
+        self, sources: Sequence[Source], batch_size: int, workers: int
+    ) -> Iterator[tuple[Source, Scores | UnreadableImageError]]:
+        """Score images one batch after the other, in their order, for as many as there may be.
+
+        Args:
+            sources: N images.
+            batch_size: images a forward pass.
+            workers: threads that decode.
+
+        Yields:
+            An image and its scores, float32 [C], or what was wrong with it.
+        """
+        for batch in batches(sources, open_image, self.image_size, batch_size, workers):
+            pixels = [read for _, read in batch if not isinstance(read, UnreadableImageError)]
+            rows = iter(self.score(torch.from_numpy(np.stack(pixels))) if pixels else ())
+            for source, read in batch:
+                yield source, read if isinstance(read, UnreadableImageError) else next(rows)
+
+    def prediction(self, scores: Scores) -> Prediction:
+        """Put names and thresholds to scores, float32 [N, C]."""
+        return Prediction(self.classes, scores, np.array(self.card.thresholds))
+
+    def score(self, pixels: Tensor) -> Scores:
+        """Score images that are resized already.
+
+        Args:
+            pixels: uint8 [B, 3, S, S], as `preprocessing.resize` gives them.
+
+        Returns:
+            float32 [B, C], in [0, 1].
+        """
+        return self._forward(pixels)[0]
+
+    def look(self, image: ImageLike) -> tuple[Scores, Scores]:
+        """Score one image, and say where.
+
+        Returns:
+            Scores float32 [C], and class activation maps float32 [C, h, w] over the whole image, whose averages are the
+            logits.
+
+        Raises:
+            UnreadableImageError: it is no whole image.
+        """
+        pixels = preprocessing.resize(open_image(image), self.image_size)
+        scores, maps = self._forward(torch.from_numpy(pixels)[None])
+        return scores[0], maps[0]
+
+    @torch.inference_mode()
+    def _forward(self, pixels: Tensor) -> tuple[Scores, Scores]:
+        logits, maps = self.network(preprocessing.normalise(pixels.to(self._device, non_blocking=True)))
+        return classifier.scores(logits, self.card.head).cpu().numpy(), maps.cpu().numpy()

@@ -1,0 +1,168 @@
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command_run import Run
+from PIL import Image
+
+from clipdistill.evaluation.thresholds import best_f1
+from clipdistill.students import model_folder
+from clipdistill.training.predict import predict_scores
+from training.toy_training import COMPUTE, Toy
+
+# A file whose upright image differs from its stored one.
+ORIENTATION, QUARTER_TURN = 0x0112, 6
+
+
+def rows(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text, newline="")))
+
+
+@pytest.fixture(scope="module")
+def scores(model: Path, toy: Toy) -> np.ndarray:
+    """What the pipeline's own stage gives, [24, 3]."""
+    return predict_scores(model, toy[0], COMPUTE)
+
+
+def test_a_folder_gives_the_classes_from_their_threshold_on(
+    run: Run, model: Path, toy: Toy, scores: np.ndarray
+) -> None:
+    result = run("predict", model, toy[0].root, "--format", "jsonl", "--batch-size", "7", "--quiet")
+    assert (result.code, result.err) == (0, "")
+    found = [json.loads(line) for line in result.out.splitlines()]
+    assert [Path(item["path"]).name for item in found] == toy[0].paths
+    card = model_folder.read_card(model)
+    for item, row in zip(found, scores, strict=True):
+        expected = {name: s for name, s, t in zip(card.classes, row, card.thresholds, strict=True) if s >= t}
+        assert {entry["class"]: entry["score"] for entry in item["classes"]} == pytest.approx(expected, abs=1e-5)
+        listed = [entry["score"] for entry in item["classes"]]
+        assert listed == sorted(listed, reverse=True)
+
+
+def test_the_thresholds_are_the_best_for_what_the_student_learned(toy: Toy, model: Path, scores: np.ndarray) -> None:
+    card = model_folder.read_card(model)
+    assert card.calibration == {"rule": "expected F1", "labels": "the labels that the student learned from"}
+    np.testing.assert_allclose(card.thresholds, best_f1(scores, toy[1]), atol=1e-6)
+    assert len(set(card.thresholds)) > 1
+
+
+def test_formats_say_the_same(run: Run, model: Path, toy: Toy) -> None:
+    names = [toy[0].root / name for name in toy[0].paths[:4]]
+    ask = ("predict", model, *names, "--top-k", "2", "--format")
+    results = {form: run(*ask, form) for form in ("csv", "json", "jsonl")}
+    array = json.loads(results["json"].out)
+    assert array == [json.loads(line) for line in results["jsonl"].out.splitlines()]
+    assert [len(item["classes"]) for item in array] == [2] * 4
+    flat = [(item["path"], entry["class"], entry["score"]) for item in array for entry in item["classes"]]
+    assert [(r["path"], r["class"], float(r["score"])) for r in rows(results["csv"].out)] == flat
+    table = run(*ask, "table").out.splitlines()
+    assert table[0].split() == ["image", "classes"]
+    shown = ", ".join(f"{entry['class']} {entry['score']:.2f}" for entry in array[0]["classes"])
+    assert table[1].endswith(shown)
+
+
+def test_an_image_without_a_class_is_listed_all_the_same(run: Run, model: Path, toy: Toy, tmp_path: Path) -> None:
+    card = model_folder.read_card(model).model_copy(update={"thresholds": [1.0, 1.0, 1.0]})
+    model_folder.save(tmp_path / "strict", model_folder.load(model)[0], card)
+    image = toy[0].root / toy[0].paths[0]
+    assert rows(run("predict", "strict", image).out) == [{"path": str(image), "class": "", "score": ""}]
+    assert run("predict", "strict", image, "--format", "table").out.split()[-1] == "-"
+    assert json.loads(run("predict", "strict", image, "--format", "json").out)[0]["classes"] == []
+
+
+def test_unreadable_images_are_listed_at_the_end_and_all_others_are_done(
+    run: Run, model: Path, toy: Toy, tmp_path: Path
+) -> None:
+    (tmp_path / "cut off.png").write_bytes((toy[0].root / toy[0].paths[0]).read_bytes()[:200])
+    (tmp_path / "text.jpg").write_text("no image")
+    (tmp_path / "empty").mkdir()
+    names = ["cut off.png", toy[0].root / toy[0].paths[0], "text.jpg", "missing.png", "empty", "no*match.png"]
+    result = run("predict", model, *names, "--top-k", "1", "-q")
+    assert result.code == 1
+    assert [row["path"] for row in rows(result.out)] == [str(toy[0].root / toy[0].paths[0])]
+    told = result.err.splitlines()
+    assert told[0] == "5 could not be read:"
+    assert {line.split(":")[0].strip() for line in told[1:]} == {str(n) for n in names} - {str(names[1])}
+
+
+def test_patterns_and_folders_name_each_file_once(run: Run, model: Path, toy: Toy, tmp_path: Path) -> None:
+    (tmp_path / "a b" / "deep").mkdir(parents=True)
+    picture = Image.open(toy[0].root / toy[0].paths[0])
+    for name in ("a b/2.PNG", "a b/1.jpeg", "a b/deep/3.webp", "a b/[4].png"):
+        picture.save(name)
+    (tmp_path / "a b" / "notes.txt").write_text("no image, and not taken for one")
+    listed = [row["path"] for row in rows(run("predict", model, "a b/[4].png", "a b", "--top-k", "1").out)]
+    assert listed == ["a b/[4].png", "a b/1.jpeg", "a b/2.PNG", "a b/deep/3.webp"]
+    listed = [row["path"] for row in rows(run("predict", model, "a b/**/*.[jw]*", "--top-k", "1").out)]
+    assert listed == ["a b/1.jpeg", "a b/deep/3.webp"]
+
+
+def test_a_turned_photo_is_seen_upright(run: Run, model: Path, toy: Toy, tmp_path: Path) -> None:
+    upright = Image.open(toy[0].root / toy[0].paths[3])
+    exif = Image.Exif()
+    exif[ORIENTATION] = QUARTER_TURN
+    upright.rotate(90, expand=True).save("turned.png", exif=exif)
+    upright.save("upright.png")
+    found = json.loads(run("predict", model, "turned.png", "upright.png", "--top-k", "3", "--format", "json").out)
+    assert found[0]["classes"] == found[1]["classes"]
+
+
+def test_csv_keeps_names_with_commas_quotes_and_lines(run: Run, model: Path, toy: Toy, tmp_path: Path) -> None:
+    awkward = ['comma, "quoted"', "two\nlines", "semi;colon"]
+    student, card = model_folder.load(model)
+    model_folder.save(tmp_path / "awkward", student, card.model_copy(update={"classes": awkward}))
+    path = tmp_path / 'a, "b"\nc.png'
+    path.write_bytes((toy[0].root / toy[0].paths[0]).read_bytes())
+    found = rows(run("predict", "awkward", path, "--top-k", "3").out)
+    assert {row["path"] for row in found} == {str(path)}
+    assert sorted(row["class"] for row in found) == sorted(awkward)
+    lines = run("predict", "awkward", path, "--top-k", "3", "--format", "table").out.splitlines()
+    assert len(lines) == 2
+
+
+def test_a_real_process_keeps_any_file_name_and_sends_each_stream_its_own(
+    model: Path, toy: Toy, tmp_path: Path
+) -> None:
+    name = b"caf\xe9.png"  # no UTF-8
+    (tmp_path / os.fsdecode(name)).write_bytes((toy[0].root / toy[0].paths[0]).read_bytes())
+    command = [sys.executable, "-c", "from clipdistill.cli import main; main()", "predict", str(model), ".", "-v"]
+    environment = os.environ | {"NO_COLOR": "1", "CLIPDISTILL_THREADS": "1", "LC_ALL": "C.UTF-8"}
+    result = subprocess.run(
+        [*command, "--format", "csv", "--top-k", "1"], cwd=tmp_path, env=environment, capture_output=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[1].startswith(name + b",")
+    assert b"loaded in" in result.stderr
+    assert b"1 images in" in result.stderr
+    assert b"\x1b" not in result.stdout + result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--format", "xml"], 2, "--format: 'xml' is none of table, csv, json, jsonl"),
+        (["--device", "tpu"], 2, "--device: 'tpu' is none of auto, cpu, cuda"),
+        (["--quiet", "--verbose"], 2, "contradict"),
+        (["--top-k", "0"], 2, "--top-k"),
+    ],
+)
+def test_wrong_options_are_refused(run: Run, model: Path, arguments: list[str], code: int, message: str) -> None:
+    result = run("predict", model, "a.png", *arguments)
+    assert (result.code, result.out) == (code, "")
+    assert message in result.err
+
+
+def test_a_folder_without_a_student_is_refused(run: Run, tmp_path: Path) -> None:
+    result = run("predict", tmp_path, "a.png")
+    assert result.code == 4
+    assert "student.yaml is missing" in result.err
+    (tmp_path / "untrained.txt").write_text("the training images have no ground truth\n")
+    result = run("predict", tmp_path, "a.png")
+    assert result.code == 4
+    assert "no ground truth" in result.err
