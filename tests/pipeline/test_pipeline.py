@@ -33,6 +33,8 @@ def test_metrics_have_the_stated_keys(project: Project) -> None:
         val = project.json(f"metrics/{method}.json")["val"]
         assert {"mAP", "CP", "CR", "CF1", "OP", "OR", "OF1", "top3"} <= set(val)
         assert 0 <= val["mAP"] <= 100
+        assert ("own" in val) == (not method.startswith("teacher"))
+        assert all(set(val[name]) == {"CF1", "OF1"} for name in ("own", "oracle") if name in val)
     assert {"initial_mAP", "refined_mAP"} <= set(project.json("metrics/train/cdul.json")["train"])
     chosen = project.json("metrics/ccd.json")["val"]
     assert {"epoch", "last_mAP", "last_epoch", "oracle_mAP", "oracle_epoch"} <= set(chosen)
