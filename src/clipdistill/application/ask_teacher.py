@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from clipdistill import distributed, store
 from clipdistill.application.image_files import open_image
 from clipdistill.clip import teacher, views
-from clipdistill.clip.embed import ImageEncoder
+from clipdistill.clip.encoder import ImageEncoder
 from clipdistill.clip.preprocessing import Resize, ViewTransform
 from clipdistill.clip.prompts import embed_prompts
 from clipdistill.clip.views import ViewTable

@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from clipdistill import distributed
+from clipdistill import distributed, stage
 from clipdistill.clip import embed, teacher, views
 from clipdistill.clip.encoder import ImageEncoder, default_batch
 from clipdistill.clip.pixels import ViewSource
@@ -118,7 +118,9 @@ def embed_views(kind: str, wanted: list[Request], params: Params, command: list[
         ClipdistillError: what loading, reading or writing refuses.
     """
     embedding = _Embedding(kind, wanted, params)
-    if not distributed.launch_where_several(command, embedding.compute, at_most=embedding.pending()):
+    pending = embedding.pending()
+    stage.count("views", sum(pending))
+    if not distributed.launch_where_several(command, embedding.compute, at_most=len(pending)):
         embedding.fill()
     if distributed.world_size() > 1:
         with distributed.process_group(embedding.device):
@@ -158,9 +160,9 @@ class _Embedding:
         provenance = settings | {"views": self._section.model_dump()}
         self._jobs = [_job(request, self._teacher, provenance, self._arithmetic) for request in wanted]
 
-    def pending(self) -> int:
-        """Shards that are not done."""
-        return sum(len(job.work.pending()) for job in self._jobs)
+    def pending(self) -> list[int]:
+        """Number of views of each shard that is not done."""
+        return [_rows(job, [shard]) for job in self._jobs for shard in job.work.pending()]
 
     def fill(self) -> None:
         """Fill this process's share: every world_size-th shard of each job, the first one turning with the job."""
