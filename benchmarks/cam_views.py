@@ -8,7 +8,8 @@ take turns within each round, in one process on the processor, with the same mod
   batched        JPEG files to a sealed artifact, as the stage embed@cam goes: an image is decoded once, by a thread of
                  its own, and batches are full whatever the number of views an image has
   one at a time  for each box: open the file, crop, resize, one forward of batch 1; kept in memory, nothing written
-  pure forward   the same batches, ready in memory: what is left once reading and writing cost nothing
+  pure forward   the same batches, ready in memory, a core each as `batched` has them: what is left once reading and
+                 writing cost nothing
 
 The model has random weights, which cost the same time as any; nothing is downloaded. Each way runs once before the
 clock does. With fewer threads than cores, the decoding thread of `batched` has a core of its own, so the default,
@@ -122,6 +123,7 @@ class Bench:
         table: N images.
         views: V views of them.
         batch: views a forward pass.
+        lanes: batches side by side, for `batched`.
         folder: empty, for artifacts.
     """
 
@@ -132,13 +134,14 @@ class Bench:
     table: ImageTable
     views: ViewTable
     batch: int
+    lanes: int
     folder: Path
 
     def batched(self) -> Path:
         """The pipeline's way: from preparing the work folder to the sealed artifact."""
         work = embed.prepare("benchmark", self.clip, self.table, self.views, {"kind": "cam"})
         source = ViewSource(self.table, self.views, self.transform, threads=1)
-        embed.fill(work, work.pending(), source, self.encoder, self.batch, lambda _count: None)
+        embed.fill(work, work.pending(), source, self.encoder, self.batch, self.lanes, lambda _count: None)
         out = Path(tempfile.mkdtemp(dir=self.folder)) / "cam.zarr"
         work.seal(out)
         return out
@@ -154,9 +157,14 @@ class Bench:
 
     def forward(self, ready: torch.Tensor) -> None:
         """As many views through the image tower, in batches of the same sizes; normalised values [batch, 3, S, S]."""
+        with self.encoder.lanes(self.lanes) as pool:
+            sizes = [min(self.batch, len(self.views) - start) for start in range(0, len(self.views), self.batch)]
+            for done in [pool.submit(self._embed, ready[:size]) for size in sizes]:
+                done.result()
+
+    def _embed(self, values: torch.Tensor) -> None:
         with torch.inference_mode():
-            for start in range(0, len(self.views), self.batch):
-                self.cast.model.encode_image(ready[: len(self.views) - start])
+            self.cast.model.encode_image(values)
 
 
 def cosines(first: Embeddings, second: Embeddings) -> npt.NDArray[np.float64]:
@@ -226,7 +234,7 @@ def build(options: argparse.Namespace, folder: Path) -> Bench:
     cast = replace(clip, model=copy.deepcopy(clip.model))
     encoder = ImageEncoder(cast, options.precision, CPU)
     transform = ViewTransform(clip.preprocessing, "squash")
-    return Bench(clip, cast, encoder, transform, table, views, options.batch, folder)
+    return Bench(clip, cast, encoder, transform, table, views, options.batch, options.threads, folder)
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
@@ -277,7 +285,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--views", type=int, default=4, help="mean number of boxes an image; 0 to twice as many")
     parser.add_argument("--size", type=int, nargs=2, default=(500, 375), metavar=("WIDTH", "HEIGHT"), help="of images")
     parser.add_argument("--rounds", type=int, default=3, help="after one that warms up")
-    parser.add_argument("--batch", type=int, default=64, help="views a forward pass, but for one at a time")
+    parser.add_argument("--batch", type=int, default=16, help="views a forward pass, but for one at a time")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch; default: all cores")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
