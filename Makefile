@@ -50,7 +50,7 @@ check: $(READY) ## ruff (lint and format) and mypy
 	mypy
 
 check-remote: $(READY) ## name what the DVC remote lacks of this commit; it fails where that is anything
-	@dvc data status --not-in-remote --json | python -c 'import json, sys; lacking = json.load(sys.stdin).get("not_in_remote", []); print(*lacking, sep="\n"); sys.exit("the remote lacks these: run dvc push where they are" if lacking else 0)'
+	@dvc data status --not-in-remote --granular --json | python -c 'import json, sys; lacking = json.load(sys.stdin).get("not_in_remote", []); print("\n".join(lacking) or "the remote has all of this commit"); sys.exit("the remote lacks these: run dvc push where they are" if lacking else 0)'
 
 format: $(READY) ## let ruff put the code in order
 	ruff check --fix .

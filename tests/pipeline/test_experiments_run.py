@@ -1,4 +1,4 @@
-"""Experiments on a real pipeline: published settings, a search, and the tables by which runs are compared."""
+"""Experiments on a real pipeline: a search, and the tables by which runs are compared."""
 
 from __future__ import annotations
 
@@ -32,13 +32,6 @@ def test_the_metrics_are_one_line(project: Project) -> None:
     assert figures["mAP"]["cdul"] == project.json("metrics/cdul.json")["val"]["mAP"]
 
 
-def test_a_published_setting_resolves_to_its_stages(with_presets: Project) -> None:
-    output = with_presets.run("experiments/run", "cdul", "voc12", "--dry", "evaluate@cdul").stdout
-    assert "Running stage 'format'" in output
-    assert "Running stage 'train@cdul'" in output
-    assert "generate" not in output
-
-
 def test_a_search_runs_its_trials_and_goes_on_from_them(with_presets: Project) -> None:
     metric = "metrics/labels/cdul.json:train.final_mAP"
     command = ["python", "experiments/search.py", "--target", "pseudo_label@cdul", "--metric", metric, "--trials"]
@@ -58,9 +51,7 @@ def test_a_search_runs_its_trials_and_goes_on_from_them(with_presets: Project) -
     with_presets.run("dvc", "exp", "remove", "search-0", "search-1")
 
 
-def test_plots_have_a_curve_of_precision_and_recall_for_every_method(project: Project, tmp_path: Path) -> None:
+def test_plots_have_a_curve_of_precision_and_recall(project: Project, tmp_path: Path) -> None:
     shown = json.loads(project.run("dvc", "plots", "show", "--json", "-o", str(tmp_path / "plots")).stdout)
     assert not shown.get("errors")
-    (curves,) = shown["data"]["precision and recall over all classes"]
-    points = json.loads(curves["content"])["data"]["values"] if isinstance(curves["content"], str) else curves
-    assert points
+    assert shown["data"]["precision and recall over all classes"]

@@ -29,9 +29,10 @@ class Clone(Project):
 
 
 def set_remote(project: Project, remote: str, **options: str) -> None:
-    project.run("dvc", "remote", "add", "--local", "--force", "--default", "team", remote)
-    for option, value in options.items():
-        project.run("dvc", "remote", "modify", "--local", "team", option, value)
+    """What `dvc remote add --local --default team REMOTE` and `dvc remote modify` write, in a tenth of their time."""
+    lines = ["[core]", "    remote = team", "['remote \"team\"']", f"    url = {remote}"]
+    lines += [f"    {option} = {value}" for option, value in options.items()]
+    (project.folder / ".dvc" / "config.local").write_text("\n".join(lines) + "\n")
 
 
 def contents(project: Project, folder: str) -> dict[str, bytes]:
@@ -76,7 +77,7 @@ def pushed(finished: Project, tmp_path_factory: pytest.TempPathFactory) -> Itera
     set_remote(finished, str(folder), verify="true")
     finished.run("dvc", "push", "--run-cache")
     yield folder
-    finished.run("dvc", "remote", "remove", "--local", "team")
+    (finished.folder / ".dvc" / "config.local").unlink()
 
 
 @pytest.fixture
@@ -119,11 +120,12 @@ def test_labels_alone_are_enough_to_train_from(clone: Clone) -> None:
 def test_a_missing_object_is_named_and_what_is_there_stays(clone: Clone, remote: Path) -> None:
     clone.run("dvc", "pull", "format")
     before = contents(clone, "data/scenes")
-    object_of(clone, remote, f"{TEXT}/manifest.json").unlink()
+    lost = object_of(clone, remote, f"{TEXT}/manifest.json")
+    lost.unlink()
     result = clone.run("dvc", "pull", "embed_text", "format", check=False)
     assert result.returncode > 0
-    assert "missing" in result.stderr.lower()
-    assert f"{TEXT}/manifest.json" in result.stdout + result.stderr
+    assert str(lost) in result.stderr
+    assert not (clone.folder / TEXT / "manifest.json").exists()
     assert contents(clone, "data/scenes") == before
 
 
@@ -134,7 +136,7 @@ def test_the_check_before_a_long_run_names_what_the_remote_lacks(clone: Clone, r
     object_of(clone, remote, f"{TEXT}/manifest.json").unlink()
     result = clone.run(*check, check=False)
     assert result.returncode > 0
-    assert TEXT in result.stdout
+    assert result.stdout == f"{TEXT}/manifest.json\n"
     assert "dvc push" in result.stderr
 
 
@@ -151,7 +153,7 @@ def test_an_altered_object_that_dvc_takes_is_refused_by_its_reader(
     trusting = Clone(finished, tmp_path / "trusting", str(remote), verify="false")
     alter(object_of(trusting, remote, f"{TEXT}/embedding/zarr.json"))
     trusting.run("dvc", "pull", "embed_text", "format")
-    assert json.loads(trusting.run("dvc", "status", "embed_text", "--json").stdout) == {}
+    assert "modified" not in trusting.run("dvc", "data", "status", "--json").stdout
     command = ["python", "-c", "from clipdistill.cli import main; main()", "show", TEXT]
     result = trusting.run(*command, check=False, PYTHONPATH=str(ROOT / "src"))
     assert result.returncode == 4
@@ -180,7 +182,7 @@ def test_an_s3_server_is_a_remote(finished: Project, bucket: tuple[str, str], tm
     giver, taker = (
         Clone(finished, tmp_path / name, address, endpointurl=endpoint, verify="true") for name in ("giver", "taker")
     )
-    giver.run("dvc", "cache", "dir", "--local", str(finished.folder / ".dvc" / "cache"))
+    (giver.folder / ".dvc" / "cache").symlink_to(finished.folder / ".dvc" / "cache")
     giver.run("dvc", "push", *shared)
     taker.run("dvc", "pull", *shared)
     for path in (TEXT, "cache/scenes/train/labels/cdul.zarr"):
