@@ -51,6 +51,17 @@ def test_work_goes_on_where_it_was_and_only_with_the_same_inputs(tmp_path: Path,
     assert make_work("other").pending() == [0, 1, 2]
 
 
+def test_others_see_how_many_shards_are_left(work_root: Path) -> None:
+    work, other = make_work(), make_work()
+    assert other.unmarked() == 3
+    work.write(1, {"x": rows(1)})
+    assert other.unmarked() == 2
+    for shard in (0, 2):
+        work.write(shard, {"x": rows(shard)})
+    work.seal(work_root / "out.zarr")
+    assert other.unmarked() == 0
+
+
 def test_a_shard_whose_file_was_damaged_is_done_again(tmp_path: Path, work_root: Path) -> None:
     work = make_work()
     for shard in range(3):

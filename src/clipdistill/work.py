@@ -96,6 +96,13 @@ class Work:
         """Shards that are not done, or whose file is not what its marker says."""
         return [shard for shard in range(self.shards) if not self._is_done(shard)]
 
+    def unmarked(self) -> int:
+        """Number of shards that nobody has marked as done: for a look while others are at work, without a checksum.
+
+        None are where another process has sealed the artifact.
+        """
+        return self.shards - len(list(self._markers.glob("*.json"))) if self._markers.is_dir() else 0
+
     def _shard_files(self, shard: int) -> dict[str, Path]:
         names = {
             name: f"{name}/c/{'/'.join([str(shard)] + ['0'] * (len(spec.shape) - 1))}"

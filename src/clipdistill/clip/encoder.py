@@ -64,6 +64,9 @@ class ImageEncoder:
         self._model = teacher.model
         self._dtype = distributed.resolve_precision(precision, device)
         self._model.visual.to(device=device, dtype=self._dtype, memory_format=torch.channels_last)
+        if device.type == "cuda":
+            # The lanes' streams do not wait for the one on which the weights were copied and cast.
+            torch.cuda.synchronize(device)
         self._preprocessing = teacher.preprocessing
         self._device = device
         self._compiled_batch = compiled_batch

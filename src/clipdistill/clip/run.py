@@ -22,12 +22,15 @@ from clipdistill.clip.pixels import ViewSource
 from clipdistill.clip.preprocessing import ViewTransform
 from clipdistill.clip.views import ViewTable
 from clipdistill.datasets.table import SPLITS, ImageTable
-from clipdistill.errors import ParamsError
+from clipdistill.errors import ClipdistillError, ParamsError
 from clipdistill.params import CamViewParams, GlobalViewParams, Params, SnippetViewParams
 from clipdistill.stage import Paths
 from clipdistill.work import Work
 
 logger = logging.getLogger(__name__)
+
+# Seconds without a finished shard after which nobody is waited for any longer.
+_PATIENCE = 1800
 
 # Threads that decode, for a GPU; on a processor, where they share the cores with the lanes, one for two of those.
 _GPU_WORKERS, _LANES_A_WORKER = 8, 2
@@ -62,10 +65,11 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class _Job:
-    """A request and its work folder."""
+    """A request, its work folder, and the shards that were not done when it was opened."""
 
     request: Request
     work: Work
+    pending: list[int]
 
 
 def requests(kind: str, params: Params) -> list[Request]:
@@ -106,7 +110,7 @@ def embed_views(kind: str, wanted: list[Request], params: Params, command: list[
 
     Called in one process it prepares, starts `command` once for each process where there are several (on a CPU there
     is one unless told otherwise: its lanes use all cores), and seals. Called by several, as torchrun starts them, each
-    fills its shards; the first seals once all are done.
+    fills its shards; the first waits for the others' and seals.
 
     Args:
         kind: "global", "snippets" or "cam".
@@ -118,13 +122,15 @@ def embed_views(kind: str, wanted: list[Request], params: Params, command: list[
         ClipdistillError: what loading, reading or writing refuses.
     """
     embedding = _Embedding(kind, wanted, params)
-    pending = embedding.pending()
-    stage.count("views", sum(pending))
-    if not distributed.launch_where_several(command, embedding.compute, at_most=len(pending)):
-        embedding.fill()
+    stage.count("views", sum(embedding.pending_views))
     if distributed.world_size() > 1:
+        # Nobody may seal before everybody has seen what there is to do.
         with distributed.process_group(embedding.device):
             distributed.barrier()
+    if not distributed.launch_where_several(command, embedding.compute, at_most=len(embedding.pending_views)):
+        embedding.fill()
+    if distributed.world_size() > 1 or distributed.is_leader():
+        embedding.wait()
     if distributed.is_leader():
         embedding.seal()
 
@@ -160,14 +166,15 @@ class _Embedding:
         provenance = settings | {"views": self._section.model_dump()}
         self._jobs = [_job(request, self._teacher, provenance, self._arithmetic) for request in wanted]
 
-    def pending(self) -> list[int]:
-        """Number of views of each shard that is not done."""
-        return [_rows(job, [shard]) for job in self._jobs for shard in job.work.pending()]
+    @property
+    def pending_views(self) -> list[int]:
+        """Number of views of each shard that was not done when this began."""
+        return [_rows(job, [shard]) for job in self._jobs for shard in job.pending]
 
     def fill(self) -> None:
         """Fill this process's share: every world_size-th shard of each job, the first one turning with the job."""
         rank, world = distributed.rank(), distributed.world_size()
-        shares = [[s for s in job.work.pending() if (s + turn) % world == rank] for turn, job in enumerate(self._jobs)]
+        shares = [[s for s in job.pending if (s + turn) % world == rank] for turn, job in enumerate(self._jobs)]
         if not any(shares):
             return
         batch, on_gpu = self._arithmetic.batch, self.device.type == "cuda"
@@ -181,6 +188,29 @@ class _Embedding:
             for job, share in zip(self._jobs, shares, strict=True):
                 source = ViewSource(job.request.table, job.request.views, transform, workers, page_locked=on_gpu)
                 embed.fill(job.work, share, source, encoder, batch, lanes, advance)
+
+    def wait(self) -> None:
+        """Wait for the shards of the other processes.
+
+        By looking, and not by a barrier: that would give up after minutes, and the slowest process may need hours. All
+        wait, since torchrun ends what still runs on a machine five minutes after the work of another one is over.
+
+        Raises:
+            ClipdistillError: for half an hour no shard got done.
+        """
+        left, since = self._unmarked(), time.monotonic()
+        while left:
+            if time.monotonic() - since > _PATIENCE:
+                raise ClipdistillError(
+                    f"embed@{self._kind}: for {_PATIENCE // 60} minutes none of the {left} shards that are missing got "
+                    "done: a process has ended or hangs. Run the stage again, it goes on where it was"
+                )
+            time.sleep(1)
+            before, left = left, self._unmarked()
+            since = time.monotonic() if left < before else since
+
+    def _unmarked(self) -> int:
+        return sum(job.work.unmarked() for job in self._jobs)
 
     def seal(self) -> None:
         """Check all shards and put the artifacts in place."""
@@ -202,8 +232,9 @@ def _arithmetic(params: Params, compute: distributed.Compute, device: torch.devi
 
 
 def _job(request: Request, model: teacher.Teacher, provenance: dict[str, Any], arithmetic: _Arithmetic) -> _Job:
-    stage = f"embed/{provenance['kind']}-{request.split}"
-    return _Job(request, embed.prepare(stage, model, request.table, request.views, provenance, arithmetic))
+    name = f"embed/{provenance['kind']}-{request.split}"
+    work = embed.prepare(name, model, request.table, request.views, provenance, arithmetic)
+    return _Job(request, work, work.pending())
 
 
 def _rows(job: _Job, shards: list[int]) -> int:
