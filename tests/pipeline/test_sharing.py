@@ -109,7 +109,9 @@ def test_the_run_cache_brings_back_what_no_lock_file_names(clone: Clone) -> None
 
 
 def test_labels_alone_are_enough_to_train_from(clone: Clone) -> None:
-    clone.run("dvc", "pull", "pseudo_label@cdul", "format", "data/raw/scenes")
+    # Not at once: where stages and paths are named together, DVC leaves some of them out.
+    clone.run("dvc", "pull", "pseudo_label@cdul", "format")
+    clone.run("dvc", "pull", "data/raw/scenes")
     clone.set({"train.cdul.step": 0.5})
     assert clone.repro("--allow-missing", "train@cdul") == {"train@cdul"}
     assert (clone.folder / "cache/scenes/models/cdul/student.safetensors").is_file()
