@@ -114,8 +114,9 @@ class Bench:
         """Image by image in fp32; float16 [published, 1 + R, D], and a file for each image."""
         place, rows = Path(tempfile.mkdtemp(dir=self.folder)), []
         for image in range(self.published):
+            photo = self.table.open(image)
             cut = [
-                transform(self.table.open(image), boxes.box[boxes.offset[image] : boxes.offset[image + 1]])
+                transform(photo, boxes.box[boxes.offset[image] : boxes.offset[image + 1]])
                 for boxes, transform in self.kinds.values()
             ]
             pixels = torch.from_numpy(np.concatenate(cut)).permute(0, 3, 1, 2).contiguous()

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -127,3 +128,25 @@ def test_a_killed_writer_finishes_to_the_same_bytes(tmp_path: Path, delay: float
     assert start("killed", tmp_path / "killed.zarr").wait() == 0
     manifests = [json.loads((tmp_path / name / store.MANIFEST).read_text()) for name in ("clean.zarr", "killed.zarr")]
     assert manifests[0] == manifests[1]
+
+
+@pytest.mark.parametrize("left", ["done", "store.zarr", "half"])
+def test_what_a_run_killed_at_its_end_leaves_is_no_work(tmp_path: Path, work_root: Path, left: str) -> None:
+    """Killed after its result was moved away: what is left is neither taken for work nor in the way of it."""
+    work = make_work()
+    for shard in range(3):
+        work.write(shard, {"x": rows(shard)})
+    work.finish()
+    if left == "half":
+        shutil.rmtree(work.store / "offset" / "c")
+    else:
+        for part in work.folder.iterdir():
+            if part.name != left:
+                shutil.rmtree(part)
+    again = make_work()
+    assert again.pending() == [0, 1, 2]
+    for shard in range(3):
+        again.write(shard, {"x": rows(shard)})
+    again.seal(tmp_path / "out.zarr")
+    assert store.read_group(tmp_path / "out.zarr").read("offset").tolist() == list(range(11))
+    assert [path.name for path in work.folder.parent.iterdir()] == []

@@ -319,6 +319,12 @@ def _connect(device: torch.device) -> None:
     if device.type == "cuda":
         import torch  # noqa: PLC0415
 
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        if here > torch.cuda.device_count():
+            raise ParamsError(
+                f"compute: {here} processes cannot train together on {torch.cuda.device_count()} GPUs of this machine, "
+                "one a GPU at most: set processes"
+            )
         torch.cuda.set_device(device)
         dist.init_process_group("cpu:gloo,cuda:nccl", device_id=device)
     else:

@@ -64,11 +64,12 @@ class Work:
         self.folder = work_root() / stage / store.fingerprint(identity)[:32]
         self.store = self.folder / "store.zarr"
         self._markers = self.folder / "done"
+        self._ready = [name for name, array in ready.items() if array.size]
         with store.disk_errors(self.folder):
             self._make(ready, provenance)
 
     def _make(self, ready: Mapping[str, store.Array], provenance: store.Provenance) -> None:
-        if not (self._markers.is_dir() and self.store.is_dir()):
+        if not self._is_whole():
             making = self.folder.with_name(f"{self.folder.name}.{os.getpid()}.partial")
             shutil.rmtree(making, ignore_errors=True)
             (making / "done").mkdir(parents=True)
@@ -78,14 +79,28 @@ class Work:
                 store.require_finite(array, f"{self.store}: {name}")
                 if array.size:
                     group[name][...] = array
+            if self.folder.exists() and not self._is_whole():
+                # What a run leaves that was killed between moving its result away and removing the rest.
+                self._remove()
             try:
                 making.rename(self.folder)
             except OSError:
                 # Another process of the same stage was first; anything else would leave no folder.
                 shutil.rmtree(making)
-                if not self._markers.is_dir():
+                if not self._is_whole():
                     raise
         self._group: store.ZarrGroup = zarr.open_group(store=str(self.store), mode="r+")
+
+    def _is_whole(self) -> bool:
+        """Whether the folder has its parts, which it gets by one rename; shards are another matter."""
+        known = ((self.store / name / "c").is_dir() for name in self._ready)
+        return self._markers.is_dir() and (self.store / "zarr.json").is_file() and all(known)
+
+    def _remove(self) -> None:
+        """Remove the folder, first from under its name: nobody is to take half of it for work."""
+        aside = self.folder.with_name(f"{self.folder.name}.{os.getpid()}.removed")
+        self.folder.rename(aside)
+        shutil.rmtree(aside)
 
     @property
     def shards(self) -> int:
@@ -144,17 +159,26 @@ class Work:
             store.write_json(self._marker(shard), sums)
 
     def seal(self, out: Path) -> None:
-        """Check that every shard is there, whole and finite; sweep what is not part of it; move it to `out`.
+        """Finish the artifact and move it to `out`.
 
         Raises:
             ArtifactError: a shard is missing or altered, or a value is not finite; nothing is moved.
+        """
+        self.finish()
+        self.move(out)
+
+    def finish(self) -> None:
+        """Check that every shard is there, whole and finite; sweep what is not part of it; write the manifest.
+
+        Raises:
+            ArtifactError: a shard is missing or altered, or a value is not finite.
         """
         if missing := self.pending():
             raise ArtifactError(
                 f"{self.store}: {len(missing)} of {self.shards} shards are not done (first: {missing[0]}); "
                 "run the stage again, it goes on where it was"
             )
-        with store.disk_errors(out):
+        with store.disk_errors(self.store):
             for stray in [*self.store.rglob("*.partial"), *self.store.rglob("*.tmp")]:
                 stray.unlink()
             for name, spec in self.specs.items():
@@ -164,5 +188,13 @@ class Work:
                         np.asarray(self._group[name][start:stop]), f"{self.store}: {name} shard {shard}"
                     )
             store.write_manifest(self.store)
+
+    def move(self, out: Path) -> None:
+        """Move the finished artifact to `out`.
+
+        Raises:
+            ArtifactError: the place cannot be written.
+        """
+        with store.disk_errors(out):
             store.move_into_place(self.store, out)
-            shutil.rmtree(self.folder)
+            self._remove()

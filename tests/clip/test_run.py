@@ -19,12 +19,12 @@ def embedding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> run._Embedding
     work = Work("embed/test", "one", {"embedding": store.ArraySpec((8, 3), "float16", shard_rows=4)}, {}, {})
     work.write(0, {"embedding": np.zeros((4, 3), np.float16)})
     found = object.__new__(run._Embedding)
-    found._kind, found._jobs = "test", [run._Job(SimpleNamespace(out=tmp_path / "out.zarr"), work, work.pending())]
+    found._kind, found.jobs = "test", [run._Job(SimpleNamespace(out=tmp_path / "out.zarr"), work, work.pending())]
     return found
 
 
 def test_a_process_waits_for_the_shards_of_others(embedding: run._Embedding, monkeypatch: pytest.MonkeyPatch) -> None:
-    work = embedding._jobs[0].work
+    work = embedding.jobs[0].work
     looks = []
 
     def another_process(_seconds: float) -> None:
@@ -36,7 +36,7 @@ def test_a_process_waits_for_the_shards_of_others(embedding: run._Embedding, mon
     embedding.wait()
     embedding.seal()
     assert len(looks) == 3
-    assert store.read_group(embedding._jobs[0].request.out).read("embedding").sum() == 12
+    assert store.read_group(embedding.jobs[0].request.out).read("embedding").sum() == 12
 
 
 def test_nobody_is_waited_for_without_end(embedding: run._Embedding, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,10 +25,11 @@ from clipdistill.errors import TeacherError
 
 Embeddings = npt.NDArray[np.float16]
 
-# Pixels of a batch on a processor: what a core's caches hold between two layers. At 224 pixels, 16 views; measured
-# there, batches of 64 took a fifth longer a view.
-_CPU_PIXELS, _CPU_BATCH = 16 * 224 * 224, 64
-_GPU_BATCH, _GPU_LANES = 256, 2
+# Pixels of a batch, and views at most. On a processor: what a core's caches hold between two layers; at 224 pixels 16
+# views, and batches of 64 took a fifth longer a view. On a GPU: what keeps it busy, at 224 pixels 256 views.
+_PIXELS = {"cpu": 16 * 224 * 224, "cuda": 256 * 224 * 224}
+_BATCH = {"cpu": 64, "cuda": 1024}
+_GPU_LANES = 2
 
 
 def default_batch(size: int, device: torch.device) -> int:
@@ -38,9 +39,7 @@ def default_batch(size: int, device: torch.device) -> int:
         size: S, side of the encoder's input, pixels.
         device: where it runs.
     """
-    if device.type == "cuda":
-        return _GPU_BATCH
-    return max(1, min(_CPU_BATCH, _CPU_PIXELS // size**2))
+    return max(1, min(_BATCH[device.type], _PIXELS[device.type] // size**2))
 
 
 class ImageEncoder:
@@ -83,13 +82,19 @@ class ImageEncoder:
             float16 [B, D], rows of unit norm.
 
         Raises:
-            TeacherError: the encoder returned NaN or infinity.
+            TeacherError: the encoder returned NaN or infinity, or the GPU has too little memory for the batch.
         """
         count = len(pixels)
         if self._compiled_batch and count < self._compiled_batch:
             pixels = F.pad(pixels, (0, 0, 0, 0, 0, 0, 0, self._compiled_batch - count))
-        with torch.inference_mode(), getattr(self._lane, "stream", None) or nullcontext():
-            embedding = self._embed(pixels.to(self._device, non_blocking=True)).half().cpu().numpy()[:count]
+        try:
+            with torch.inference_mode(), getattr(self._lane, "stream", None) or nullcontext():
+                embedding = self._embed(pixels.to(self._device, non_blocking=True)).half().cpu().numpy()[:count]
+        except torch.OutOfMemoryError:
+            raise TeacherError(
+                f"the GPU has too little memory for {_GPU_LANES} batches of {len(pixels)} views side by side: set "
+                f"batch_size in compute.yaml, or CLIPDISTILL_BATCH_SIZE={max(1, len(pixels) // 2)}"
+            ) from None
         if not np.isfinite(embedding).all():
             cure = "use bf16, which has the range of fp32" if self._dtype is torch.float16 else "check the weights"
             name = str(self._dtype).removeprefix("torch.")

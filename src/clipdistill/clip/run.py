@@ -83,7 +83,7 @@ def requests(kind: str, params: Params) -> list[Request]:
         ParamsError: an unknown kind.
     """
     if kind not in ("global", "snippets"):
-        raise ParamsError(f"embed: unknown kind of view {kind!r}; there are global, snippets and cam")
+        raise ParamsError(f"unknown kind of view {kind!r}; here there are global and snippets")
     paths = Paths(params.dataset.name)
     found = []
     for split in SPLITS:
@@ -124,11 +124,13 @@ def embed_views(kind: str, wanted: list[Request], params: Params, command: list[
     embedding = _Embedding(kind, wanted, params)
     stage.count("views", sum(embedding.pending_views))
     if distributed.world_size() > 1:
-        # Nobody may seal before everybody has seen what there is to do.
-        with distributed.process_group(embedding.device):
+        # Nobody may begin or seal before all have seen what there is to do. Gloo, since NCCL has one process a GPU.
+        with distributed.process_group(torch.device("cpu")):
             distributed.barrier()
     if not distributed.launch_where_several(command, embedding.compute, at_most=len(embedding.pending_views)):
-        embedding.fill()
+        rank, world = distributed.rank(), distributed.world_size()
+        # All have the same list, so that what an earlier run has left is shared out evenly.
+        embedding.fill([job.pending[(rank + turn) % world :: world] for turn, job in enumerate(embedding.jobs)])
     if distributed.world_size() > 1 or distributed.is_leader():
         embedding.wait()
     if distributed.is_leader():
@@ -139,7 +141,8 @@ def fill_views(kind: str, wanted: list[Request], params: Params) -> None:
     """Embed this process's share of the views into the work folder, and leave the rest to others.
 
     For machines that share a file system and nothing else: process RANK of WORLD_SIZE, whenever it runs, without a
-    word to the others. `embed_views` then finds the finished shards, makes those that are missing, and seals.
+    word to the others, and so it goes by the shards' numbers. `embed_views` then finds the finished shards, makes those
+    that are missing, and seals.
 
     Args:
         kind: "global" or "snippets".
@@ -148,8 +151,13 @@ def fill_views(kind: str, wanted: list[Request], params: Params) -> None:
 
     Raises:
         ClipdistillError: what loading, reading or writing refuses.
+        ParamsError: RANK is no number below WORLD_SIZE.
     """
-    _Embedding(kind, wanted, params).fill()
+    rank, world = distributed.rank(), distributed.world_size()
+    if not 0 <= rank < world:
+        raise ParamsError(f"RANK is {rank} and WORLD_SIZE {world}: the ranks are 0 to {world - 1}")
+    embedding = _Embedding(kind, wanted, params)
+    embedding.fill([[s for s in job.pending if (s + turn) % world == rank] for turn, job in enumerate(embedding.jobs)])
 
 
 class _Embedding:
@@ -157,35 +165,34 @@ class _Embedding:
 
     def __init__(self, kind: str, wanted: list[Request], params: Params) -> None:
         self.compute = distributed.Compute.load()
-        self.device = self.compute.torch_device()
+        device = self._device = self.compute.torch_device()
         self._kind, self._precision = kind, params.clip.precision
         self._teacher = teacher.load(params.clip)
         self._section = _section(kind, params)
-        self._arithmetic = _arithmetic(params, self.compute, self.device, self._teacher.preprocessing.size)
+        self._arithmetic = _arithmetic(params, self.compute, device, self._teacher.preprocessing.size)
         settings = {"kind": kind, "precision": params.clip.precision, "dtype": self._arithmetic.dtype}
         provenance = settings | {"views": self._section.model_dump()}
-        self._jobs = [_job(request, self._teacher, provenance, self._arithmetic) for request in wanted]
+        self.jobs = [_job(request, self._teacher, provenance, self._arithmetic) for request in wanted]
 
     @property
     def pending_views(self) -> list[int]:
         """Number of views of each shard that was not done when this began."""
-        return [_rows(job, [shard]) for job in self._jobs for shard in job.pending]
+        return [_rows(job, [shard]) for job in self.jobs for shard in job.pending]
 
-    def fill(self) -> None:
-        """Fill this process's share: every world_size-th shard of each job, the first one turning with the job."""
-        rank, world = distributed.rank(), distributed.world_size()
-        shares = [[s for s in job.pending if (s + turn) % world == rank] for turn, job in enumerate(self._jobs)]
+    def fill(self, shares: list[list[int]]) -> None:
+        """Fill this process's shards of each job."""
         if not any(shares):
             return
-        batch, on_gpu = self._arithmetic.batch, self.device.type == "cuda"
-        encoder = ImageEncoder(self._teacher, self._precision, self.device, batch if self.compute.compile else None)
+        rank, world = distributed.rank(), distributed.world_size()
+        batch, on_gpu = self._arithmetic.batch, self._device.type == "cuda"
+        encoder = ImageEncoder(self._teacher, self._precision, self._device, batch if self.compute.compile else None)
         transform = ViewTransform(self._teacher.preprocessing, self._section.resize)
         lanes = self.compute.thread_count()
-        workers = self.compute.workers or (_GPU_WORKERS if on_gpu else -(-lanes // _LANES_A_WORKER))
-        total = sum(_rows(job, share) for job, share in zip(self._jobs, shares, strict=True))
+        workers = self.compute.workers or (min(_GPU_WORKERS, lanes) if on_gpu else -(-lanes // _LANES_A_WORKER))
+        total = sum(_rows(job, share) for job, share in zip(self.jobs, shares, strict=True))
         name = f"embed@{self._kind}" + (f" (process {rank + 1} of {world})" if world > 1 else "")
-        with _progress(name, total, rank == 0) as advance:
-            for job, share in zip(self._jobs, shares, strict=True):
+        with _progress(name, total, logger.isEnabledFor(logging.INFO)) as advance:
+            for job, share in zip(self.jobs, shares, strict=True):
                 source = ViewSource(job.request.table, job.request.views, transform, workers, page_locked=on_gpu)
                 embed.fill(job.work, share, source, encoder, batch, lanes, advance)
 
@@ -210,12 +217,15 @@ class _Embedding:
             since = time.monotonic() if left < before else since
 
     def _unmarked(self) -> int:
-        return sum(job.work.unmarked() for job in self._jobs)
+        return sum(job.work.unmarked() for job in self.jobs)
 
     def seal(self) -> None:
         """Check all shards and put the artifacts in place."""
-        for job in self._jobs:
-            job.work.seal(job.request.out)
+        # None is moved before all are whole: DVC empties the places of all of them when one has to be made again.
+        for job in self.jobs:
+            job.work.finish()
+        for job in self.jobs:
+            job.work.move(job.request.out)
 
 
 def _section(kind: str, params: Params) -> GlobalViewParams | SnippetViewParams | CamViewParams:

@@ -20,7 +20,7 @@ from clipdistill.training.ccd_labels import CcdLabels
 from clipdistill.training.ccd_refine import refine
 from clipdistill.training.localize import point
 from clipdistill.training.regime import Regime
-from clipdistill.training.train import Outputs, train_by_params
+from clipdistill.training.train import Outputs, launch, train_by_params
 from clipdistill.training.weighted_labels import WeightedLabels
 from clipdistill.work import code_digest, work_root
 
@@ -51,7 +51,7 @@ def later_round(update: int, params: Params, command: list[str], embedder: list[
     folder = work_root() / f"round-{update}" / _identity(update, paths, params)
     labels, student = (folder / part.name for part in before)
     views, embeddings = folder / VIEWS, folder / EMBEDDINGS
-    if not distributed.launch_where_several(command, compute):
+    if not launch(command, params, compute):
         with distributed.process_group(compute.torch_device()):
             if not (student / model_folder.CARD).exists():
                 _train(update, student, params, compute)

@@ -11,7 +11,7 @@ from clipdistill.stage import Paths
 from clipdistill.training.ccd_labels import CcdLabels
 from clipdistill.training.regime import Regime
 from clipdistill.training.supervision import FixedLabels
-from clipdistill.training.train import Outputs, train_by_params
+from clipdistill.training.train import Outputs, launch, train_by_params
 
 
 def warm_up(params: Params, command: list[str]) -> None:
@@ -25,7 +25,7 @@ def warm_up(params: Params, command: list[str]) -> None:
     table = ImageTable.load(paths.table("train"))
     if distributed.is_leader():
         initial_labels(params, paths, table).write(paths.ccd_labels(0), table, 0)
-    if distributed.launch_where_several(command, compute):
+    if launch(command, params, compute):
         return
     with distributed.process_group(compute.torch_device()):
         # Processes that torchrun started wait for the labels of the first one.

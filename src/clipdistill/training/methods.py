@@ -19,7 +19,7 @@ from clipdistill.training.gradient_alignment import GradientAlignment
 from clipdistill.training.loop import Truth
 from clipdistill.training.regime import Regime
 from clipdistill.training.supervision import FixedLabels, Supervision
-from clipdistill.training.train import EPOCHS, Outputs, SoftLabels, train_by_params
+from clipdistill.training.train import EPOCHS, Outputs, SoftLabels, launch, train_by_params
 from clipdistill.training.weighted_labels import WeightedLabels
 
 
@@ -39,7 +39,7 @@ def train_method(method: str, params: Params, command: list[str]) -> None:
     if method == "supervised" and (truth.train is None or not (truth.train == 1).any()):
         _write_untrained(paths, method, table)
         return
-    if not distributed.launch_where_several(command, compute):
+    if not launch(command, params, compute):
         labels, supervision = _taught(method, params, paths, table)
         # CCD's student has been trained before: it has its own number of epochs, and its turn is after every round's.
         again = {"epochs": params.ccd.train.epochs, "turn": MAX_ROUNDS + 1} if method == "ccd" else {}

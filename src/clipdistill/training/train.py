@@ -31,6 +31,9 @@ EPOCHS = "epochs.zarr"
 
 SoftLabels = npt.NDArray[np.float32]
 
+# Images of an update that are worth a process, where nobody has said how many processes there are to be.
+_IMAGES_A_PROCESS = 8
+
 # Trainings that go on from one another draw their own order and augmentation: one seed would make all of them go
 # through the same epochs.
 _SEED_STEP = 1_000_003
@@ -120,6 +123,21 @@ def train_student(
             best = thresholds.best_f1(scores.numpy(), learnt.numpy())
             _write(trainer.student, task, classes, provenance, outputs, folder, chosen, best.tolist())
         distributed.barrier()
+
+
+def launch(command: list[str], params: Params, compute: distributed.Compute) -> bool:
+    """Run a stage that trains in several processes, where there are to be several.
+
+    Args:
+        command: the stage's script and its arguments.
+        params: all parameters.
+        compute: processes; where it names none, there is one a GPU, but no more than batches of eight images fill.
+
+    Returns:
+        Whether it was done; if not, this process is to do the work itself.
+    """
+    most = compute.processes or max(1, params.train.recipe.batch_size // _IMAGES_A_PROCESS)
+    return distributed.launch_where_several(command, compute, at_most=most)
 
 
 def train_by_params(
