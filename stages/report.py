@@ -17,7 +17,7 @@ def main() -> None:
     settings = params.load()
     top = Path()
     others = [name for name in run_record.stage_names(top) if name != "report"]
-    times, unrecorded = run_record.stage_times(stage.TIMES, others)
+    times, unrecorded = run_record.stage_times(stage.Paths(settings.dataset.name).times, others)
     figures = report_figures.read(METRICS)
     run = report_page.Run(
         dataset=settings.dataset.name,

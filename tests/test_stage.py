@@ -25,14 +25,16 @@ stage.run(main)
 def run(folder: Path, body: str = "", *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     script = folder / "embed.py"
     script.write_text(SCRIPT.format(body=body))
+    if not (folder / "params.yaml").exists():
+        (folder / "params.yaml").write_text("dataset: {name: pets}\n")
     command = [sys.executable, str(script), *arguments]
     return subprocess.run(
         command, cwd=folder, capture_output=True, text=True, check=False, env=os.environ | environment
     )
 
 
-def records(folder: Path) -> dict[str, dict[str, Any]]:
-    return {path.name: json.loads(path.read_text()) for path in (folder / ".work" / "times").glob("*")}
+def records(folder: Path, dataset: str = "pets") -> dict[str, dict[str, Any]]:
+    return {path.name: json.loads(path.read_text()) for path in (folder / ".work" / "times" / dataset).glob("*")}
 
 
 def test_a_stage_leaves_its_time_and_counts_under_its_name(tmp_path: Path) -> None:
@@ -43,6 +45,22 @@ def test_a_stage_leaves_its_time_and_counts_under_its_name(tmp_path: Path) -> No
     assert found["embed@cam.json"]["counts"] == {"views": 42}
     assert 0 <= found["embed.json"]["seconds"] < 60
     assert found["embed.json"]["finished"].endswith("+00:00")
+
+
+def test_a_record_is_of_the_data_set_that_the_stage_began_with(tmp_path: Path) -> None:
+    change = "import pathlib; pathlib.Path('params.yaml').write_text('dataset: {name: birds}')"
+    assert run(tmp_path, change).returncode == 0
+    first = records(tmp_path)
+    assert run(tmp_path).returncode == 0
+    assert (records(tmp_path), list(records(tmp_path, "birds"))) == (first, ["embed.json"])
+
+
+def test_a_parameter_that_is_refused_stops_a_stage_before_it_begins(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("dataset: {name: 7}\n")
+    result = run(tmp_path, "print('begun')")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "dataset.name" in result.stderr
+    assert not (tmp_path / ".work").exists()
 
 
 def test_a_stage_that_fails_leaves_no_record(tmp_path: Path) -> None:

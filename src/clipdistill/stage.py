@@ -13,13 +13,10 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from clipdistill import distributed
+from clipdistill import distributed, params
 from clipdistill.errors import ClipdistillError, ParamsError
 
 logger = logging.getLogger(__name__)
-
-TIMES = Path(".work") / "times"
-"""What each stage took when it last ran here: no output of a stage, since equal inputs must give equal bytes."""
 
 _counts: Counter[str] = Counter()
 
@@ -31,6 +28,8 @@ def run(main: Callable[[], None]) -> None:
     logging.getLogger("clipdistill").setLevel(level)
     begin = time.monotonic()
     try:
+        # Read before the stage begins: a person may change the file while it runs.
+        times = Paths(params.load().dataset.name).times
         main()
     except ClipdistillError as error:
         sys.exit(_report(error))
@@ -38,7 +37,7 @@ def run(main: Callable[[], None]) -> None:
         sys.stderr.write("interrupted; the same command goes on where it was\n")
         sys.exit(130)
     if distributed.is_leader():
-        _record_time(time.monotonic() - begin)
+        _record_time(times, time.monotonic() - begin)
 
 
 def count(what: str, number: int) -> None:
@@ -53,9 +52,9 @@ def count(what: str, number: int) -> None:
     _counts[what] += number
 
 
-def _record_time(seconds: float) -> None:
+def _record_time(folder: Path, seconds: float) -> None:
     """Leave the record of a stage that went well, under the name that it has in dvc.yaml."""
-    path = TIMES / f"{'@'.join([Path(sys.argv[0]).stem, *sys.argv[1:2]])}.json"
+    path = folder / f"{'@'.join([Path(sys.argv[0]).stem, *sys.argv[1:2]])}.json"
     finished = datetime.now(UTC).isoformat(timespec="seconds")
     content = {"seconds": round(seconds, 3), "finished": finished, "counts": dict(_counts)}
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
@@ -172,3 +171,8 @@ class Paths:
     def curves(self, method: str) -> Path:
         """Folder of the curves of a training."""
         return Path("metrics") / "curves" / method
+
+    @property
+    def times(self) -> Path:
+        """Folder of what each stage took when it last ran here: no output, since equal inputs must give equal bytes."""
+        return Path(".work") / "times" / self.dataset

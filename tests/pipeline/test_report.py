@@ -23,8 +23,8 @@ def test_the_report_is_of_this_run_and_reruns_nothing(project: Project) -> None:
     (commit,) = re.findall(r"commit</th><td>(\w{12})</td>", text)
     assert commit in project.run("git", "rev-list", "--abbrev-commit", "--abbrev=12", "HEAD~1").stdout.split()
     assert "Not recorded here" not in text
-    assert project.json(".work/times/train@ccd.json")["seconds"] > 0
-    assert project.json(".work/times/predict@ccd.json")["counts"] == {"images": 20}
+    assert project.json(".work/times/scenes/train@ccd.json")["seconds"] > 0
+    assert project.json(".work/times/scenes/predict@ccd.json")["counts"] == {"images": 20}
     assert "train@ccd</th>" in text
     assert project.changed() == set()
     assert not project.run("git", "status", "--porcelain").stdout
@@ -34,7 +34,8 @@ def test_the_report_is_of_this_run_and_reruns_nothing(project: Project) -> None:
 
 def test_the_times_of_a_run_are_no_output(project: Project) -> None:
     before = (project.folder / "metrics" / "report.html").read_bytes()
-    (project.folder / ".work" / "times" / "format.json").write_text('{"seconds": 1, "finished": "", "counts": {}}')
+    times = project.folder / ".work" / "times" / "scenes"
+    (times / "format.json").write_text('{"seconds": 1, "finished": "", "counts": {}}')
     assert project.changed() == set()
     project.run("stages/run", "report")
     assert (project.folder / "metrics" / "report.html").read_bytes() != before
