@@ -72,15 +72,18 @@ def make_gallery(names: list[str], images: int = 24, *, labelled: bool = True) -
     truth = generator.integers(0, 2, (images, len(names)), dtype=np.int8)
     truth = truth if labelled else np.full_like(truth, -1)
     said: dict[str, list[Said]] = {}
+    thresholds = np.full(len(names), 0.5)
     for method in ORDER:
         scores = generator.random((images, len(names)), dtype=np.float32)
-        said[method] = [gallery.tags(scores[row], truth[row], names, 0.5) for row in range(images)]
+        said[method] = [gallery.tags(scores[row], truth[row], names, thresholds) for row in range(images)]
         for each in said[method] if method in STUDENTS else []:
             maps = generator.normal(size=(len(each.tags), 10, 10)).astype(np.float32)
-            each.heat.update({tag.column: gallery.heatmap(cam) for tag, cam in zip(each.tags, maps, strict=True)})
+            heat = {tag.column: gallery.heatmap(cam, tag.score) for tag, cam in zip(each.tags, maps, strict=True)}
+            each.heat.update(heat)
     pictures = []
     for row in range(images):
         pixels = generator.integers(0, 256, (300, 400 - 20 * row % 300, 3), dtype=np.uint8)
         small = gallery.thumbnail(Image.fromarray(pixels))
         pictures.append(Picture(f"{row} {QUOTED}", QUOTED, *small, {key: each[row] for key, each in said.items()}))
-    return Gallery("ccd", list(ORDER), 0.5, labelled, [Group("Best", pictures[:8]), Group("Worst", pictures[8:])])
+    groups = [Group("Best", pictures[:8]), Group("Worst", pictures[8:])]
+    return Gallery("ccd", list(ORDER), list(STUDENTS), 0.5, labelled, groups)

@@ -24,6 +24,8 @@ from clipdistill.training.data import ImageSource
 from clipdistill.training.localize import Pointer
 
 IMAGES = 30
+# CCD's student has thresholds of its own; the CDUL one is as a prediction without any.
+OWN = np.array([0.2, 0.5, 0.9])
 PARAMS = Params(ccd=CcdParams(localize=CcdLocalizeParams(image_size=64, output_stride=32)))
 PATHS = Paths(PARAMS.dataset.name)
 
@@ -46,7 +48,8 @@ def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ImageTable:
         model_folder.save(PATHS.model(method), student, card)
     for number, method in enumerate(("teacher", "cdul", "ccd")):
         scores = np.random.default_rng(number).random(truth.shape, dtype=np.float32)
-        store.write_group(PATHS.predictions(method), {"scores": scores}, {"table": made.fingerprint})
+        arrays: dict[str, store.Array] = {"scores": scores} | ({"thresholds": OWN} if method == "ccd" else {})
+        store.write_group(PATHS.predictions(method), arrays, {"table": made.fingerprint})
     reason = {"table": made.fingerprint, "untrained": "no ground truth"}
     store.write_group(PATHS.predictions("supervised"), {"scores": np.empty((0, 0), np.float32)}, reason)
     untrained.mark(PATHS.model("supervised"), "no ground truth")
@@ -64,7 +67,9 @@ def test_images_tags_and_maps_are_those_of_the_artifacts(table: ImageTable) -> N
     assert (found.judge, found.methods, found.truth_known) == ("ccd", ["teacher", "cdul", "ccd"], True)
     truth = store.read_group(PATHS.ground_truth("val")).read("labels")
     scores = {method: store.read_group(PATHS.predictions(method)).read("scores") for method in found.methods}
-    wanted = gallery.choose(scores["ccd"], truth, 0.5)
+    assert (found.own, found.threshold) == (["ccd"], 0.5)
+    thresholds = {method: OWN if method == "ccd" else np.full(3, 0.5) for method in found.methods}
+    wanted = gallery.choose(scores["ccd"], truth, OWN)
     assert {group.title: [table.ids.index(p.title) for p in group.pictures] for group in found.groups} == wanted
     pointer = Pointer(PATHS.model("cdul"), PARAMS.ccd.localize, distributed.Compute.load())
     source = ImageSource(table, 64, "none", 1)
@@ -73,14 +78,14 @@ def test_images_tags_and_maps_are_those_of_the_artifacts(table: ImageTable) -> N
         assert picture.file == table.paths[row]
         assert Image.open(io.BytesIO(picture.thumbnail)).size == (picture.width, picture.height) == (40, 30)
         for method, said in picture.said.items():
-            assert said.tags == gallery.tags(scores[method][row], truth[row], CLASSES, 0.5).tags
+            assert said.tags == gallery.tags(scores[method][row], truth[row], CLASSES, thresholds[method]).tags
             assert set(said.heat) == (set() if method == "teacher" else {tag.column for tag in said.tags})
     tag = picture.said["cdul"].tags[0]
     (cam,) = pointer.maps(source, torch.tensor([row]), torch.tensor([tag.column]))
     # Alone or in a batch, the last bit of a map may differ.
     drawn, alone = (
         np.asarray(Image.open(io.BytesIO(data)).convert("RGBA"), dtype=np.int16)
-        for data in (picture.said["cdul"].heat[tag.column], gallery.heatmap(cam[0].numpy()))
+        for data in (picture.said["cdul"].heat[tag.column], gallery.heatmap(cam[0].numpy(), tag.score))
     )
     assert np.abs(drawn - alone).max() <= 8
 

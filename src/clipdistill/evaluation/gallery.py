@@ -16,6 +16,7 @@ from clipdistill.evaluation.heat import HEAT
 Kind = Literal["right", "wrong", "missed", "predicted", "below"]
 Scores = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int8]
+Thresholds = npt.NDArray[np.float64]
 
 THIRD = 8
 """Images in each of the three groups."""
@@ -25,8 +26,8 @@ MAX_TAGS = 4
 
 _SIDE, _QUALITY = 256, 75
 _HEAT_SIDE, _HEAT_LEVELS = 24, 48
-# Opacity of the coldest and the hottest place, of 255.
-_FAINTEST, _DENSEST = 90, 190
+# Opacity of the hottest place, of 255: for a score of 0 and of 1. The coldest place is clear.
+_FAINTEST, _DENSEST = 90, 210
 
 
 class Tag(NamedTuple):
@@ -97,19 +98,21 @@ class Gallery:
     Attributes:
         judge: the method that the images were chosen by.
         methods: that said something, in the order of the page.
-        threshold: score from which a class is predicted.
+        own: those of them that predict a class from a threshold of its own on, as their students do at work.
+        threshold: score from which the others predict a class.
         truth_known: whether the images were chosen by the ground truth.
         groups: without empty ones.
     """
 
     judge: str
     methods: list[str]
+    own: list[str]
     threshold: float
     truth_known: bool
     groups: list[Group]
 
 
-def choose(scores: Scores, truth: Labels, threshold: float, third: int = THIRD) -> dict[str, list[int]]:
+def choose(scores: Scores, truth: Labels, thresholds: Thresholds, third: int = THIRD) -> dict[str, list[int]]:
     """Choose the images to show, by scores and ground truth alone: equal inputs give equal choices.
 
     With ground truth an image's error is the mean of |label - score| over its known classes; only images with a
@@ -119,7 +122,7 @@ def choose(scores: Scores, truth: Labels, threshold: float, third: int = THIRD) 
     Args:
         scores: float32 [N, C], in [0, 1].
         truth: int8 [N, C]: 1, 0, or -1 unknown.
-        threshold: score from which a class is predicted.
+        thresholds: float64 [C], scores from which the classes are predicted.
         third: images a group, at most.
 
     Returns:
@@ -134,7 +137,7 @@ def choose(scores: Scores, truth: Labels, threshold: float, third: int = THIRD) 
         titles = ("Best", "In the middle", "Worst")
     else:
         rows = np.arange(len(scores))
-        wrong = np.minimum(scores, 1 - scores).mean(axis=1) + (scores < threshold).all(axis=1)
+        wrong = np.minimum(scores, 1 - scores).mean(axis=1) + (scores < thresholds).all(axis=1)
         titles = ("Most decided", "In the middle", "Least decided")
     order = rows[np.argsort(wrong[rows], kind="stable")]
     if len(order) < 3 * third:
@@ -146,19 +149,19 @@ def choose(scores: Scores, truth: Labels, threshold: float, third: int = THIRD) 
     return {title: part.tolist() for title, part in zip(titles, parts, strict=True)}
 
 
-def tags(scores: Scores, truth: Labels, names: Sequence[str], threshold: float) -> Said:
+def tags(scores: Scores, truth: Labels, names: Sequence[str], thresholds: Thresholds) -> Said:
     """Compare what is predicted in one image with the ground truth.
 
     Args:
         scores: float32 [C], in [0, 1].
         truth: int8 [C]: 1, 0, or -1 unknown.
         names: of the classes.
-        threshold: score from which a class is predicted.
+        thresholds: float64 [C], scores from which the classes are predicted.
 
     Returns:
         Tags by kind, the highest scores first; where nothing is predicted, the likeliest class too.
     """
-    predicted = scores >= threshold
+    predicted = scores >= thresholds
     kinds: list[tuple[Kind, npt.NDArray[np.bool_]]] = [
         ("right", predicted & (truth == 1)),
         ("wrong", predicted & (truth == 0)),
@@ -187,11 +190,12 @@ def thumbnail(image: Image.Image) -> tuple[bytes, int, int]:
     return stream.getvalue(), *size
 
 
-def heatmap(cam: npt.NDArray[np.float32]) -> bytes:
+def heatmap(cam: npt.NDArray[np.float32], score: float) -> bytes:
     """Draw an activation map as a small transparent PNG that is laid over the image: the hotter, the denser.
 
     Args:
-        cam: float32 [h, w], finite, of any range: it is stretched to the colours; a constant map is cold.
+        cam: float32 [h, w], finite, of any range: its coldest place is clear; a constant map is clear throughout.
+        score: of the class, in [0, 1]: the higher, the hotter and denser is the map's hottest place.
 
     Returns:
         PNG of 24 x 24 pixels, 48 colours; about a kilobyte.
@@ -201,9 +205,10 @@ def heatmap(cam: npt.NDArray[np.float32]) -> bytes:
     levels = np.asarray(small.resize((_HEAT_SIDE, _HEAT_SIDE), Image.Resampling.BICUBIC)).clip(0.0, 1.0)
     picture = Image.fromarray((levels * (_HEAT_LEVELS - 1)).round().astype(np.uint8), "P")
     shares = np.linspace(0, 1, _HEAT_LEVELS)
-    colours = np.stack([np.interp(shares * (len(HEAT) - 1), range(len(HEAT)), part) for part in HEAT.T], axis=-1)
+    heat = shares * score * (len(HEAT) - 1)
+    colours = np.stack([np.interp(heat, range(len(HEAT)), part) for part in HEAT.T], axis=-1)
     picture.putpalette(colours.round().astype(np.uint8).tobytes())
-    opacity = (_FAINTEST + shares * (_DENSEST - _FAINTEST)).round().astype(np.uint8)
+    opacity = (shares * (_FAINTEST + score * (_DENSEST - _FAINTEST))).round().astype(np.uint8)
     stream = io.BytesIO()
     picture.save(stream, "PNG", optimize=True, transparency=opacity.tobytes())
     return stream.getvalue()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +23,17 @@ from clipdistill.training.localize import Pointer
 _JUDGES = ("ccd", "cdul", "global", "teacher_views", "teacher", "supervised")
 
 
+class _Scored(NamedTuple):
+    """What a method made of the images: scores float32 [N, C]; thresholds float64 [C], None where it has none."""
+
+    scores: gallery.Scores
+    own: gallery.Thresholds | None
+
+    def thresholds(self, common: float) -> gallery.Thresholds:
+        """Its own, or the same one for all classes."""
+        return np.full(self.scores.shape[1], common) if self.own is None else self.own
+
+
 def collect(params: Params) -> Gallery | None:
     """Choose images of the evaluation split and say what each method sees in them.
 
@@ -39,37 +51,41 @@ def collect(params: Params) -> Gallery | None:
     table = ImageTable.load(paths.table("val"))
     truth = read_labels(paths.ground_truth("val"), table)
     names = [item.name for item in read_classes(paths.classes)]
-    found = {method: scores for method in ORDER if (scores := _scores(paths.predictions(method), table)) is not None}
+    found = {method: scored for method in ORDER if (scored := _scored(paths.predictions(method), table)) is not None}
     judge = next((method for method in _JUDGES if method in found), None)
     if judge is None:
         return None
     threshold = params.evaluate.threshold
-    chosen = gallery.choose(found[judge], truth, threshold)
+    chosen = gallery.choose(found[judge].scores, truth, found[judge].thresholds(threshold))
     rows = sorted(row for part in chosen.values() for row in part)
-    said = {method: _say(method, scores, truth, rows, names, params) for method, scores in found.items()}
+    said = {method: _say(method, scored, truth, rows, names, params) for method, scored in found.items()}
     groups = [
         Group(title, [_picture(table, row, {method: each[row] for method, each in said.items()}) for row in part])
         for title, part in chosen.items()
         if part
     ]
-    return Gallery(judge, list(found), threshold, bool((truth >= 0).any()), groups)
+    own = [method for method, scored in found.items() if scored.own is not None]
+    return Gallery(judge, list(found), own, threshold, bool((truth >= 0).any()), groups)
 
 
-def _scores(path: Path, table: ImageTable) -> gallery.Scores | None:
-    """Scores of a method, float32 [N, C]; None where it scored nothing."""
+def _scored(path: Path, table: ImageTable) -> _Scored | None:
+    """Scores of a method, and the thresholds that `clipdistill predict` uses; None where it scored nothing."""
     if not path.exists():
         return None
     group = store.read_group(path, {"table": table.fingerprint})
-    return None if "untrained" in group.provenance else group.read("scores")
+    if "untrained" in group.provenance:
+        return None
+    return _Scored(group.read("scores"), group.read("thresholds") if "thresholds" in group.names else None)
 
 
 def _say(
-    method: str, scores: gallery.Scores, truth: Labels, rows: list[int], names: list[str], params: Params
+    method: str, scored: _Scored, truth: Labels, rows: list[int], names: list[str], params: Params
 ) -> dict[int, Said]:
     """Tags of the chosen images, by row; of a student with their maps."""
     paths = Paths(params.dataset.name)
     table = ImageTable.load(paths.table("val"))
-    said = {row: gallery.tags(scores[row], truth[row], names, params.evaluate.threshold) for row in rows}
+    thresholds = scored.thresholds(params.evaluate.threshold)
+    said = {row: gallery.tags(scored.scores[row], truth[row], names, thresholds) for row in rows}
     if (paths.model(method) / model_folder.CARD).exists():
         pointer = Pointer(paths.model(method), params.ccd.localize, distributed.Compute.load())
         images = ImageSource(table, pointer.image_size, "none", workers=1)
@@ -77,7 +93,8 @@ def _say(
         wanted = torch.tensor(places, dtype=torch.int64).reshape(-1, 2)
         maps = (cam for part in pointer.maps(images, wanted[:, 0], wanted[:, 1]) for cam in part.cpu().numpy())
         for (row, column), cam in zip(places, maps, strict=True):
-            said[row].heat[column] = gallery.heatmap(np.asarray(cam, dtype=np.float32))
+            score = float(scored.scores[row, column])
+            said[row].heat[column] = gallery.heatmap(np.asarray(cam, dtype=np.float32), score)
     return said
 
 
