@@ -22,6 +22,7 @@ def main() -> None:
     run = report_page.Run(
         dataset=settings.dataset.name,
         commit=run_record.commit(top),
+        experiment=run_record.experiment(),
         versions=run_record.versions(),
         params=yaml.safe_dump(settings.model_dump(by_alias=True), sort_keys=False, allow_unicode=True),
         summary=report_page.facts(figures, settings),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +22,29 @@ QUOTED = """it's a "photo" & <b>.jpg"""
 RUN = report_page.Run(
     dataset="made",
     commit="0123456789ab",
+    experiment=None,
     versions={"torch": "2.15.0"},
     params="dataset:\n  name: made\n",
     summary={"Teacher": "RN50 openai"},
     times=[StageTime("embed@global", 95.0, "2026-01-02T03:04:05+00:00", {"views": 9500})],
     unrecorded=["format"],
+)
+WIDE_RUN = replace(
+    RUN,
+    commit="0123456789ab, with changes in code or parameters",
+    experiment="an-experiment-with-a-long-name-" + "x" * 40,
+    versions={"a_package_with_a_long_name": "2.15.0.dev20260102+cu130.long.local.version"},
+    times=[
+        StageTime(
+            f"predict_teacher@{method}", seconds, RUN.times[0].finished, {"views": 12_345_678, "images": 1_234_567}
+        )
+        for method, seconds in (
+            ("teacher_views", 10_000.0),
+            ("a_method_with_a_long_name_" + "x" * 40, 1000.0),
+            ("b", 12.0),
+        )
+    ],
+    unrecorded=["a_stage_with_a_long_name@" + "x" * 60, *RUN.unrecorded],
 )
 
 
@@ -36,7 +55,8 @@ def write_metrics(folder: Path, names: list[str], methods: tuple[str, ...] = ORD
         if labelled:
             value = 50.0 + 5 * number
             figures = dict.fromkeys(("CP", "CR", "CF1", "OP", "OR", "OF1"), 40.0)
-            figures = {"mAP": value, **figures, "top3": dict(figures)}
+            figures = {"mAP": value, **figures, "top3": dict(figures), "oracle": {"CF1": 71.0 + number, "OF1": 81.0}}
+            figures |= {"own": {"CF1": 11.0 + number, "OF1": 21.0}} if key in STUDENTS else {}
         store.write_json(folder / f"{key}.json", {"val": figures})
         _write_classes(folder / "average_precision" / f"{key}.csv", names if labelled else [], 50.0 + 5 * number)
         if key in STUDENTS:

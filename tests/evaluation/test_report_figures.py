@@ -22,9 +22,13 @@ def test_every_figure_is_read(tmp_path: Path) -> None:
     assert figures.top == "top3"
     assert [len(track.steps) for track in figures.labels] == [4, 2]
     assert figures.labels[1].steps == [("at the start", 60.0), ("after round 1", 60.0)]
-    assert [[line.key for line in chart.series] for chart in figures.curves] == [
-        ["global", "cdul", "ccd", "supervised"]
-    ] * 3
+    students = ["global", "cdul", "ccd", "supervised"]
+    assert [[line.key for line in chart.series] for chart in figures.curves] == [students, students[:3], students]
+    assert figures.thresholds == ["own", "oracle"]
+    assert [(method.f1("CF1", "own"), method.f1("CF1", "oracle")) for method in figures.methods[:2]] == [
+        (None, 71.0),
+        (12.0, 72.0),
+    ]
     assert figures.curves[0].series[0].points == tuple((epoch, 100 - 50 / epoch) for epoch in range(1, 6))
     assert figures.classes["cat"] == {key: 43.0 + 5 * number for number, key in enumerate(ORDER)}
 
@@ -48,7 +52,7 @@ def test_without_ground_truth_only_losses_are_left(tmp_path: Path) -> None:
     assert len(figures.methods) == 6
     assert {method.map for method in figures.methods} == {None}
     assert [chart.title for chart in figures.curves] == ["Training loss"]
-    assert (figures.labels, figures.classes) == ([], {})
+    assert (figures.labels, figures.classes, figures.thresholds) == ([], {}, [])
 
 
 def test_a_stopping_rule_is_told_with_what_it_missed(tmp_path: Path) -> None:

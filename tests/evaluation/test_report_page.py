@@ -6,23 +6,30 @@ import base64
 import hashlib
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from made_run import HOSTILE, QUOTED, RUN, make_gallery, write_metrics
+from made_run import HOSTILE, QUOTED, RUN, WIDE_RUN, make_gallery, write_metrics
 
 from browser import needs_chromium, opened
 from clipdistill.evaluation import report_figures, report_page
 from clipdistill.evaluation.gallery import Gallery
+from clipdistill.evaluation.run_record import StageTime
 from clipdistill.params import Params
 
+LINES = """
+const range = document.createRange();
+range.selectNodeContents(arguments[0]);
+return new Set([...range.getClientRects()].map((piece) => Math.round(piece.top))).size;
+"""
 NAMES = ["cat", HOSTILE, 'a "b" & c', "x" * 60]
 
 
-def page(folder: Path, names: list[str], gallery: Gallery | None, **options: object) -> str:
+def page(folder: Path, names: list[str], gallery: Gallery | None, run: report_page.Run = RUN, **options: object) -> str:
     write_metrics(folder / "metrics", names, **options)
-    return report_page.render(report_figures.read(folder / "metrics"), gallery, RUN)
+    return report_page.render(report_figures.read(folder / "metrics"), gallery, run)
 
 
 class Outline(HTMLParser):
@@ -85,7 +92,42 @@ def test_the_page_says_what_the_metrics_say(tmp_path: Path) -> None:
         assert f">{50 + 5 * number}.00<" in text
     for part in ("1 min 35 s", "100 views", "0123456789ab", "2.15.0", "RN50 openai", "name: made", "format."):
         assert part in text
-    assert text.count("<polyline") == 12
+    # Four students, but for the labels of the one that learns from the ground truth.
+    assert text.count("<polyline") == 11
+    rows = [row for row in re.findall(r"<tr>.*?</tr>", text, re.DOTALL) if "81.00" in row]
+    found = [re.findall(r"<td>([\d.-]+)</td>", row)[-4:] for row in rows]
+    assert found[0] == ["-", "-", "71.00", "81.00"]
+    assert found[3] == ["14.00", "21.00", "74.00", "81.00"]
+    assert '<th scope="col">CF1 own</th><th scope="col">OF1 own</th>' in text
+
+
+def test_the_page_says_whose_thresholds_the_tags_are_of(tmp_path: Path) -> None:
+    gallery = make_gallery(["cat"], 3)
+    for number, (own, known, unknown) in enumerate(
+        [
+            (gallery.own, ("its own threshold", "CLIP, which has none, from score 0.5"), "A class is predicted"),
+            (gallery.methods, ("its own threshold",), "which has none"),
+            ([], ("A class is predicted from score 0.5 on",), "its own threshold"),
+        ]
+    ):
+        text = " ".join(page(tmp_path / str(number), ["cat"], replace(gallery, own=own)).split())
+        assert all(part in text for part in known)
+        assert unknown not in text
+
+
+def test_an_experiment_is_named_and_its_commit_explained(tmp_path: Path) -> None:
+    for name in (None, "proud-lion"):
+        text = page(tmp_path / str(name), ["cat"], None, replace(RUN, experiment=name))
+        assert ('<th scope="row">experiment</th><td>proud-lion</td>' in text) == (name is not None)
+        assert ("the one that the experiment begins at" in text) == (name is not None)
+        assert "checked out when the report was made" in text
+
+
+def test_numbers_a_second_are_told_in_thousands(tmp_path: Path) -> None:
+    times = [StageTime("a", 2.0, "", {"views": 24_690}), StageTime("b", 10.0, "", {"images": 3})]
+    text = page(tmp_path, ["cat"], None, replace(RUN, times=times))
+    assert "<td>12,345 views</td>" in text
+    assert "<td>0.3 images</td>" in text
 
 
 @pytest.mark.parametrize("labelled", [True, False])
@@ -125,14 +167,21 @@ def test_facts_are_left_out_where_nothing_is_known(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_thousand_hostile_classes_in_a_browser(tmp_path: Path) -> None:
     names = [f"{HOSTILE} {number} ".ljust(60, "W") for number in range(1000)]
-    (tmp_path / "report.html").write_text(page(tmp_path, names, make_gallery(names)))
+    (tmp_path / "report.html").write_text(page(tmp_path, names, make_gallery(names), WIDE_RUN))
     with opened(tmp_path / "report.html", tmp_path / "profile") as browser:
-        assert browser.width(390) <= 390
-        assert browser.width(1280) <= 1280
+        for width in (320, 390, 1280):
+            assert browser.width(width) <= width
+            cells = browser.all("#run .numbers td")
+            assert len(cells) == 6
+            # A number and its unit stay on one line.
+            assert {browser.driver.execute_script(LINES, cell) for cell in cells} == {1}
         rows = browser.all("#class-list .row")
         assert len(rows) == 16
         gains = [float(row.text.split()[-1].replace("\u2212", "-")) for row in rows]
         assert gains == sorted(gains, reverse=True)
+        for row in rows:
+            first, second, gain = (float(text.replace("\u2212", "-")) for text in row.text.split()[-3:])
+            assert first - second == pytest.approx(gain, abs=0.11)
         browser.click(browser.all("#show-all")[0])
         assert len(browser.all("#class-list .row")) == 1000
         browser.select("[name=first]").select_by_value("teacher")

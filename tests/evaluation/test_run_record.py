@@ -38,6 +38,13 @@ def test_versions_begin_with_this_package() -> None:
     assert {"torch", "zarr", "dvc"} <= set(found)
 
 
+def test_an_experiment_is_known_by_the_name_that_dvc_hands_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DVC_EXP_NAME", raising=False)
+    assert run_record.experiment() is None
+    monkeypatch.setenv("DVC_EXP_NAME", "proud-lion")
+    assert run_record.experiment() == "proud-lion"
+
+
 def test_the_commit_tells_changed_code_from_changed_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))

@@ -12,7 +12,7 @@ from typing import Any
 
 from clipdistill.errors import ArtifactError
 from clipdistill.evaluation.charts import Series
-from clipdistill.evaluation.summary import LABELS, METHODS, read_metrics
+from clipdistill.evaluation.summary import LABELS, METHODS, THRESHOLDS, read_metrics
 
 ORDER = ("teacher", "global", "teacher_views", "cdul", "ccd", "supervised")
 """Methods as the page shows them: the two bounds among the others, mostly from the worst to the best."""
@@ -42,6 +42,16 @@ class Method:
     def map(self) -> float | None:
         """Mean average precision, percent; None without ground truth."""
         value: float | None = self.figures.get("mAP")
+        return value
+
+    def f1(self, name: str, thresholds: str) -> float | None:
+        """F1 at thresholds of each class, percent; None where it is not known.
+
+        Args:
+            name: CF1 or OF1.
+            thresholds: "own" or "oracle".
+        """
+        value: float | None = self.figures.get(thresholds, {}).get(name)
         return value
 
     @property
@@ -104,6 +114,11 @@ class Figures:
         keys = (key for method in self.methods for key in method.figures if key.startswith("top"))
         return next(keys, None)
 
+    @property
+    def thresholds(self) -> list[str]:
+        """Which thresholds of each class there are figures of: "own", "oracle"."""
+        return [name for name in THRESHOLDS if any(name in method.figures for method in self.methods)]
+
 
 def read(folder: Path) -> Figures:
     """Read the metrics of a run.
@@ -144,6 +159,9 @@ def _ccd_labels(folder: Path) -> LabelTrack:
 def _chart(folder: Path, name: str, title: str) -> Chart:
     series = []
     for key in ORDER:
+        if name == "label_map" and key == "supervised":
+            # Its labels are the ground truth: 100 throughout, a line that flattens all others.
+            continue
         points = tuple(_points(folder / "curves" / key / "plots" / "metrics" / f"{name}.tsv", name))
         if points:
             series.append(Series(key, METHODS[key], points))

@@ -36,6 +36,7 @@ class Run:
     Attributes:
         dataset: its name.
         commit: of git.
+        experiment: name of the DVC experiment; None where the run is none.
         versions: by package.
         params: all parameters, as YAML.
         summary: the few parameters that a reader asks for first, by name.
@@ -45,6 +46,7 @@ class Run:
 
     dataset: str
     commit: str
+    experiment: str | None
     versions: Mapping[str, str]
     params: str
     summary: Mapping[str, str]
@@ -68,7 +70,8 @@ def render(figures: Figures, gallery: Gallery | None, run: Run) -> str:
         loader=jinja2.FileSystemLoader(_FOLDER), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters |= {"percent": _percent, "duration": _duration, "data_uri": _data_uri, "sentence": _sentence}
+    environment.filters |= {"percent": _percent, "duration": _duration, "rate": _rate, "data_uri": _data_uri}
+    environment.filters["sentence"] = _sentence
     return environment.get_template("report.html.jinja").render(
         style=Markup(style),  # noqa: S704 - the project's own file
         script=Markup(script),  # noqa: S704 - the project's own file
@@ -156,6 +159,11 @@ def _duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _rate(number: float) -> str:
+    """A number a second, with a decimal where it is small."""
+    return f"{number:,.1f}" if number < 10 else f"{number:,.0f}"
 
 
 def _data_uri(content: bytes, kind: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shutil
 import subprocess
@@ -67,6 +68,11 @@ def commit(top: Path) -> str:
         return "not known: no git checkout"
     changed = _git(top, "--no-optional-locks", "status", "--porcelain", "--", *_SOURCES)
     return f"{head}, with changes in code or parameters" if changed else head
+
+
+def experiment() -> str | None:
+    """Name of the DVC experiment that this process is part of; None where it is part of none."""
+    return os.environ.get("DVC_EXP_NAME") or None
 
 
 def _git(top: Path, *arguments: str) -> str | None:

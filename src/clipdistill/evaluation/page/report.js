@@ -31,6 +31,7 @@ function classRow([name, first, second], keys) {
     make("span", { class: "name" }, name),
     dumbbell(first, second, keys),
     make("span", { class: "value" }, first.toFixed(1)),
+    make("span", { class: "value" }, second.toFixed(1)),
     make("span", { class: `change ${difference < 0 ? "lost" : "gained"}` }, sign + Math.abs(difference).toFixed(1)));
 }
 
