@@ -205,7 +205,8 @@ def heatmap(cam: npt.NDArray[np.float32], score: float) -> bytes:
     levels = np.asarray(small.resize((_HEAT_SIDE, _HEAT_SIDE), Image.Resampling.BICUBIC)).clip(0.0, 1.0)
     picture = Image.fromarray((levels * (_HEAT_LEVELS - 1)).round().astype(np.uint8), "P")
     shares = np.linspace(0, 1, _HEAT_LEVELS)
-    heat = shares * score * (len(HEAT) - 1)
+    # By the root of the score: thresholds are often far below 0.5, and what is predicted there should be seen.
+    heat = shares * score**0.5 * (len(HEAT) - 1)
     colours = np.stack([np.interp(heat, range(len(HEAT)), part) for part in HEAT.T], axis=-1)
     picture.putpalette(colours.round().astype(np.uint8).tobytes())
     opacity = (shares * (_FAINTEST + score * (_DENSEST - _FAINTEST))).round().astype(np.uint8)

@@ -44,14 +44,14 @@ class Method:
         value: float | None = self.figures.get("mAP")
         return value
 
-    def f1(self, name: str, thresholds: str) -> float | None:
-        """F1 at thresholds of each class, percent; None where it is not known.
+    def f1(self, name: str, kind: str) -> float | None:
+        """F1 of other predictions than those at the common threshold, percent; None where it is not known.
 
         Args:
             name: CF1 or OF1.
-            thresholds: "own" or "oracle".
+            kind: "own", "oracle", or such as "top3".
         """
-        value: float | None = self.figures.get(thresholds, {}).get(name)
+        value: float | None = self.figures.get(kind, {}).get(name)
         return value
 
     @property
