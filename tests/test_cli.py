@@ -43,6 +43,27 @@ def test_completion_is_there_for_the_common_shells() -> None:
         )
 
 
+@pytest.mark.parametrize(
+    ("option", "start", "values"),
+    [("--format", "j", {"json", "jsonl"}), ("--device", "", {"auto", "cpu", "cuda"})],
+)
+def test_values_are_completed(option: str, start: str, values: set[str]) -> None:
+    environment = {
+        "_CLIPDISTILL_COMPLETE": "complete_bash",
+        "COMP_WORDS": f"clipdistill predict {option} {start}",
+        "COMP_CWORD": "3",
+    }
+    result = CliRunner().invoke(cli.app, [], prog_name="clipdistill", env=environment)
+    assert set(result.stdout.split()) == values
+
+
+@pytest.mark.parametrize("command", ["predict", "calibrate", "heatmap", "teacher", "export", "params", "models"])
+def test_help_says_defaults_and_values_plainly(command: str) -> None:
+    text = CliRunner().invoke(cli.app, [command, "--help"]).stdout
+    assert "(64)" not in text
+    assert not [line for line in text.splitlines() if line.lstrip().startswith("-") and "<" in line]
+
+
 def test_the_command_line_starts_without_torch() -> None:
     probe = "import sys, clipdistill.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", probe], check=False).returncode == 0

@@ -56,7 +56,7 @@ def _root(
 
 @app.command("params")
 def print_params(
-    path: Annotated[Path, typer.Argument(help="Parameter file.")] = params.PARAMS_FILE,
+    path: Annotated[Path, typer.Argument(help="Parameter file.", metavar="FILE")] = params.PARAMS_FILE,
     as_json: Annotated[bool, typer.Option("--json", help="Values alone, as JSON.")] = False,
 ) -> None:
     """Check a parameter file and print every parameter as it resolves, with what it means.
@@ -86,7 +86,7 @@ def _document(section: BaseModel, depth: int) -> Iterator[str]:
 
 @app.command("models")
 def list_models(
-    pattern: Annotated[str, typer.Argument(help="Part of a name; all without it.")] = "",
+    pattern: Annotated[str, typer.Argument(help="Part of a name; all without it.", metavar="PART")] = "",
 ) -> None:
     """List the CLIP models that open_clip knows, each with its published weights (clip.model, clip.pretrained).
 
@@ -106,7 +106,7 @@ def list_models(
 
 @app.command("show")
 def show_artifact(
-    path: Annotated[Path, typer.Argument(help="Folder of a Zarr artifact below data/ or cache/.")],
+    path: Annotated[Path, typer.Argument(help="Folder of a Zarr artifact below data/ or cache/.", metavar="FOLDER")],
 ) -> None:
     """Check every byte of an artifact and print its arrays and what it was made from.
 
@@ -121,7 +121,7 @@ def show_artifact(
 
 @app.command("summary")
 def print_summary(
-    folder: Annotated[Path, typer.Argument(help="Folder of the metrics files.")] = Path("metrics"),
+    folder: Annotated[Path, typer.Argument(help="Folder of the metrics files.", metavar="FOLDER")] = Path("metrics"),
 ) -> None:
     """Print the methods side by side, and how good their labels are. `dvc metrics show` has all figures.
 

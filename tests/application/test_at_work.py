@@ -80,6 +80,21 @@ def test_a_heat_map_has_the_size_of_its_image_and_the_class_that_was_asked_for(
     assert run("heatmap", model, "missing.png").code == 3
 
 
+def test_files_are_written_where_they_can_be_and_as_what_they_are_named(
+    run: Run, model: Path, toy: Toy, tmp_path: Path
+) -> None:
+    image = toy[0].root / toy[0].paths[2]
+    for arguments, message in (
+        (("heatmap", model, image, "--out", "maps/a.png"), "--out: there is no folder maps"),
+        (("heatmap", model, image, "--out", "a.jpg"), "a.jpg is not named as one"),
+        (("export", model, "--onnx", "graphs/a.onnx"), "--onnx: there is no folder graphs"),
+    ):
+        result = run(*arguments)
+        assert result.code == 2
+        assert message in result.err
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_exported_graph_scores_as_the_student_does(run: Run, model: Path, toy: Toy, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime", reason="the extra `onnx` is not installed")
     pytest.importorskip("onnxscript", reason="the extra `onnx` is not installed")
@@ -153,10 +168,14 @@ def test_clip_itself_is_asked_as_the_first_labels_are_made(run: Run, toy: Toy, t
         (["--weights", "none.pt"], "none.pt cannot be read"),
         (["--weights", "tiny.safetensors", "--pretrained", "openai"], "give one of them"),
         ([], "needs --model, and --pretrained or --weights"),
+        (["--classes", "red,green,red"], "--classes: red stands there more than once"),
     ):
         refused = run(*ask, *arguments)
         assert refused.code == 2
         assert message in refused.err
+    outside = run("teacher", image, "--classes", "red")
+    assert outside.code == 5
+    assert "or name another CLIP with --model" in outside.err
 
 
 def test_the_card_is_ready_for_a_hub_whatever_the_names_hold(model: Path, tmp_path: Path) -> None:

@@ -103,6 +103,72 @@ def test_patterns_and_folders_name_each_file_once(run: Run, model: Path, toy: To
     assert listed == ["a b/1.jpeg", "a b/deep/3.webp"]
 
 
+def test_what_a_folder_holds_besides_is_counted(
+    run: Run, model: Path, toy: Toy, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "holiday").mkdir()
+    Image.open(toy[0].root / toy[0].paths[0]).save("holiday/a.png")
+    for name in ("._a.png", ".DS_Store", "b.heic", "c.heic", "notes"):
+        (tmp_path / "holiday" / name).write_bytes(b"no image")
+    result = run("predict", model, "holiday")
+    assert result.code == 0
+    assert {row["path"] for row in rows(result.out)} == {"holiday/a.png"}
+    assert "holiday: passed over what has no image file's ending: 2 .heic, 1 no ending" in caplog.messages
+    caplog.clear()
+    run("predict", model, "holiday", "-q")
+    assert caplog.messages == []
+
+
+def test_only_what_was_read_counts_as_an_image(
+    run: Run, model: Path, toy: Toy, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "text.jpg").write_text("no image")
+    run("predict", model, "text.jpg", toy[0].root / toy[0].paths[0])
+    assert caplog.messages[-1].startswith("1 images in")
+    caplog.clear()
+    run("predict", model, "missing.png")
+    assert caplog.messages == []
+
+
+def test_one_threshold_for_all_classes(run: Run, model: Path, toy: Toy, scores: np.ndarray) -> None:
+    cut = float(np.median(scores))
+    found = rows(run("predict", model, toy[0].root, "--threshold", cut).out)
+    assert sum(bool(row["class"]) for row in found) == (scores >= cut).sum()
+
+
+def test_results_in_a_file_are_what_stdout_would_have(run: Run, model: Path, toy: Toy, tmp_path: Path) -> None:
+    image = toy[0].root / toy[0].paths[0]
+    for name, form in (("a.jsonl", "jsonl"), ("a.csv", "csv"), ("a.txt", "csv")):
+        assert run("predict", model, image, "--output", name, "-q").out == ""
+        assert (tmp_path / name).read_text() == run("predict", model, image, "--format", form).out
+    assert run("predict", model, image, "-o", "a.csv", "--format", "json", "-q").code == 0
+    assert json.loads((tmp_path / "a.csv").read_text())[0]["path"] == str(image)
+
+
+def test_a_failing_run_leaves_no_file_and_the_old_one_whole(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("old")
+    assert run("predict", "nowhere", "a.png", "--output", "a.csv").code == 4
+    assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]
+    assert (tmp_path / "a.csv").read_text() == "old"
+
+
+def test_a_class_without_a_chosen_threshold_is_named(
+    run: Run, model: Path, toy: Toy, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    student, card = model_folder.load(model)
+    half = card.model_copy(update={"thresholds": [0.5, *card.thresholds[1:]]})
+    model_folder.save(tmp_path / "half", student, half)
+    model_folder.save(tmp_path / "plain", student, half.model_copy(update={"calibration": {}}))
+    image = toy[0].root / toy[0].paths[0]
+    told = f"no threshold could be chosen for {card.classes[0]}: 0.5 stands in for it"
+    run("predict", "half", image)
+    assert told in caplog.messages
+    caplog.clear()
+    for arguments in (["half", "--threshold", "0.2"], ["half", "--top-k", "1"], ["half", "-q"], ["plain"]):
+        run("predict", *arguments[:1], image, *arguments[1:])
+    assert told not in caplog.messages
+
+
 def test_a_turned_photo_is_seen_upright(run: Run, model: Path, toy: Toy, tmp_path: Path) -> None:
     upright = Image.open(toy[0].root / toy[0].paths[3])
     exif = Image.Exif()
@@ -150,6 +216,10 @@ def test_a_real_process_keeps_any_file_name_and_sends_each_stream_its_own(
         (["--device", "tpu"], 2, "--device: 'tpu' is none of auto, cpu, cuda"),
         (["--quiet", "--verbose"], 2, "contradict"),
         (["--top-k", "0"], 2, "--top-k"),
+        (["--threshold", "1.5"], 2, "--threshold"),
+        (["--threshold", "0.3", "--top-k", "2"], 2, "give one of them"),
+        (["--output", "none/found.csv"], 2, "--output: there is no folder none"),
+        (["--output", "."], 2, "--output: . is a folder"),
     ],
 )
 def test_wrong_options_are_refused(run: Run, model: Path, arguments: list[str], code: int, message: str) -> None:
@@ -166,3 +236,11 @@ def test_a_folder_without_a_student_is_refused(run: Run, tmp_path: Path) -> None
     result = run("predict", tmp_path, "a.png")
     assert result.code == 4
     assert "no ground truth" in result.err
+
+
+def test_a_wrong_folder_is_told_where_students_are(run: Run, model: Path, tmp_path: Path) -> None:
+    result = run("predict", "nowhere", "a.png")
+    assert result.code == 4
+    assert "nowhere holds no student: there is no such folder; `dvc pull` or `dvc repro` brings" in result.err
+    model_folder.save(tmp_path / "cache" / "toy" / "models" / "cdul", *model_folder.load(model))
+    assert "there is no such folder; here are cache/toy/models/cdul\n" in run("predict", "nowhere", "a.png").err

@@ -54,14 +54,39 @@ def test_maps_average_to_the_logits(student: Student, toy: Toy) -> None:
     ("image", "message"),
     [
         ("nowhere.png", r"nowhere\.png: cannot be read"),
-        (np.zeros((4, 4, 4), np.uint8), r"uint8 \[4, 4, 4\]"),
+        (np.zeros((4, 4, 5), np.uint8), r"uint8 \[4, 4, 5\]"),
         (np.zeros((4, 4, 3), np.float32), r"float32 \[4, 4, 3\]"),
         (np.zeros((0, 4, 3), np.uint8), r"uint8 \[0, 4, 3\]"),
+        (b"bytes", "but is bytes"),
+        (None, "but is NoneType"),
+        (5, "but is int"),
     ],
 )
 def test_what_is_no_image_is_named(student: Student, image: object, message: str) -> None:
-    with pytest.raises(UnreadableImageError, match=message):
-        student.predict([image])  # type: ignore[list-item]
+    for images in ([image], image):
+        with pytest.raises(UnreadableImageError, match=message):
+            student.predict(images)  # type: ignore[arg-type]
+
+
+def test_an_array_with_an_alpha_channel_is_taken_as_a_picture_with_one_is(student: Student, toy: Toy) -> None:
+    picture = Image.open(toy[0].root / toy[0].paths[5]).convert("RGBA")
+    found = student.predict([picture, np.asarray(picture), np.asarray(picture.convert("RGB"))]).scores
+    np.testing.assert_allclose(found, found[[0]].repeat(3, axis=0), atol=1e-6)
+
+
+@pytest.mark.parametrize("settings", [{"batch_size": 0}, {"workers": 0}])
+def test_a_count_below_one_is_refused(student: Student, toy: Toy, settings: dict[str, int]) -> None:
+    with pytest.raises(ParamsError, match=f"{next(iter(settings))} must be at least 1, but is 0"):
+        student.predict(toy[0].root / toy[0].paths[0], **settings)
+
+
+def test_one_threshold_may_stand_for_all(student: Student, toy: Toy) -> None:
+    scores = student.predict(toy[0].root / toy[0].paths[0]).scores
+    assert (student.prediction(scores, 0.3).present == (scores >= 0.3)).all()
+
+
+def test_a_student_shows_what_it_is(student: Student) -> None:
+    assert repr(student) == "Student(shufflenet_v2_x0_5, 3 classes, 32 pixels, cpu)"
 
 
 def test_a_wrong_folder_or_device_is_refused(model: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from clipdistill.clip.preprocessing import Resize, ViewTransform
 from clipdistill.clip.prompts import embed_prompts
 from clipdistill.clip.views import ViewTable
 from clipdistill.datasets.table import ImageTable
-from clipdistill.errors import ParamsError
+from clipdistill.errors import ParamsError, TeacherError
 from clipdistill.methods import cdul
 from clipdistill.params import ClipParams, Params
 
@@ -46,10 +46,18 @@ def chosen_clip(params: ClipParams, model: str | None, pretrained: str | None, w
 
     Raises:
         ParamsError: options that do not go together, or a file that cannot be read.
+        TeacherError: none is named, and the pipeline's own was not trained here.
     """
     if pretrained and weights:
         raise ParamsError("--pretrained names published weights and --weights a file; give one of them")
     if not (model or pretrained or weights):
+        own = teacher.TEACHERS / f"{params.source}.yaml"
+        if params.source == "scenes" and not own.is_file():
+            raise TeacherError(
+                f"{own} is missing, the CLIP that the pipeline trains itself: run `dvc repro "
+                "stages/scenes/dvc.yaml:pretrain_clip` in a checkout, or name another CLIP with --model, and "
+                "--pretrained or --weights"
+            )
         return params
     if not model or not (pretrained or weights):
         raise ParamsError("another CLIP needs --model, and --pretrained or --weights; `clipdistill models` lists them")

@@ -58,9 +58,11 @@ def calibrate(model: Path, split: Path, out: Path, compute: distributed.Compute)
         "table": table.fingerprint,
         "metrics": after,
     }
-    card = student.card.model_copy(update={"thresholds": chosen, "calibration": calibration})
-    model_folder.save(out, student.network, card)
-    return _figures(scores, labels, student.card.thresholds), after
+    before = _figures(scores, labels, student.card.thresholds)
+    student.card = student.card.model_copy(update={"thresholds": chosen, "calibration": calibration})
+    model_folder.save(out, student.network, student.card)
+    console.tell_unchosen(student.unchosen)
+    return before, after
 
 
 def _labels(path: Path, table: ImageTable, classes: list[str]) -> Labels:
@@ -86,7 +88,7 @@ def _scores(student: Student, table: ImageTable, compute: distributed.Compute) -
                 if isinstance(read, UnreadableImageError):
                     raise read
                 pixels.append(read)
-                advance()
+                advance(True)
             found.append(student.score(torch.from_numpy(np.stack(pixels))))
     return np.concatenate(found)
 

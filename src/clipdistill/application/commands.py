@@ -4,34 +4,38 @@ from __future__ import annotations
 
 import io
 import sys
+from collections import Counter
+from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from typing import Annotated, Any
 
 import typer
 
 from clipdistill import params
 from clipdistill.application.formats import WRITERS, Format, columns
+from clipdistill.application.options import (
+    DEVICES,
+    BatchSize,
+    Device,
+    Form,
+    Model,
+    Output,
+    Paths,
+    Photo,
+    Quiet,
+    Threshold,
+    TopK,
+    Verbose,
+)
 from clipdistill.distributed import Compute
 from clipdistill.errors import ParamsError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 EXIT_CODES = (
     "Exit codes: 0 all done; 1 something could not be done, such as an image that cannot be read (the others are "
     "done); 2 a wrong option or parameter; 3 raw data; 4 a missing, broken or foreign artifact, such as a model "
     "folder; 5 a CLIP that cannot be loaded; 130 interrupted."
 )
-
-Model: TypeAlias = Annotated[
-    Path, typer.Argument(help="Model folder, for example cache/scenes/models/cdul.", show_default=False)
-]
-Device: TypeAlias = Annotated[
-    str | None, typer.Option(help="auto, cpu or cuda. [default: as compute.yaml has it, or auto]", show_default=False)
-]
-BatchSize: TypeAlias = Annotated[int | None, typer.Option(min=1, help="Images a forward pass.", show_default="64")]
-Quiet: TypeAlias = Annotated[bool, typer.Option("--quiet", "-q", help="No progress: errors alone on stderr.")]
-Verbose: TypeAlias = Annotated[bool, typer.Option("--verbose", "-v", help="Say what runs where, and how long.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -48,15 +52,11 @@ def register(app: typer.Typer) -> None:
 
 def predict(
     model: Model,
-    paths: Annotated[list[str], typer.Argument(help="Images, folders of them, and patterns.", show_default=False)],
-    form: Annotated[
-        str | None,
-        typer.Option("--format", help="table, csv, json or jsonl.", show_default="table on a terminal, else csv"),
-    ] = None,
-    top_k: Annotated[
-        int | None,
-        typer.Option(min=1, help="So many classes an image.", show_default="those from their threshold on"),
-    ] = None,
+    paths: Paths,
+    form: Form = None,
+    output: Output = None,
+    top_k: TopK = None,
+    threshold: Threshold = None,
     batch_size: BatchSize = None,
     device: Device = None,
     quiet: Quiet = False,
@@ -64,25 +64,28 @@ def predict(
 ) -> None:
     """Say which classes are in images.
 
-    Results go to stdout, progress and problems to stderr. Images that cannot be read are listed at the end, and the
-    exit code is then 1.
+    Results go to stdout or a file, progress and problems to stderr. Images that cannot be read are listed at the end,
+    and the exit code is then 1.
 
     For example:
 
       clipdistill predict cache/scenes/models/cdul photo.jpg
 
-      clipdistill predict MODEL holiday/ "more/*.png" --format csv > classes.csv
+      clipdistill predict MODEL holiday/ "more/*.png" --output classes.csv
 
       clipdistill predict MODEL holiday/ --top-k 3 --format jsonl
     """
-    chosen = _format(form or ("table" if sys.stdout.isatty() else "csv"))
+    chosen = _format(form, output)
+    if top_k is not None and threshold is not None:
+        raise ParamsError("--top-k and --threshold both say which classes are listed; give one of them")
     compute = _compute(device, batch_size, quiet, verbose)
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A file's name is bytes, and leaves as it came.
         sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
-    from clipdistill.application.predict import predict_files  # noqa: PLC0415
+    from clipdistill.application.predict import Listed, predict_files, result_file  # noqa: PLC0415
 
-    problems = predict_files(model, paths, sys.stdout, chosen, top_k, compute)
+    with nullcontext(sys.stdout) if output is None else result_file(_in_a_folder("--output", output)) as out:
+        problems = predict_files(model, paths, out, chosen, Listed(top_k, threshold), compute)
     if problems:
         typer.echo(f"{len(problems)} could not be read:", err=True)
         for problem in problems:
@@ -92,12 +95,23 @@ def predict(
 
 def heatmap(
     model: Model,
-    image: Annotated[Path, typer.Argument(help="Image file.", show_default=False)],
+    image: Photo,
     name: Annotated[
-        str | None, typer.Option("--class", help="Class to look for.", show_default="the one with the highest score")
+        str | None,
+        typer.Option(
+            "--class",
+            help="Class to look for. [default: the one with the highest score]",
+            show_default=False,
+            metavar="NAME",
+        ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="PNG file to write.", show_default="IMAGE's name with -heatmap.png, here")
+        Path | None,
+        typer.Option(
+            help="PNG file to write. [default: IMAGE's name with -heatmap.png, here]",
+            show_default=False,
+            metavar="FILE",
+        ),
     ] = None,
     device: Device = None,
 ) -> None:
@@ -110,27 +124,35 @@ def heatmap(
       clipdistill heatmap cache/scenes/models/cdul photo.jpg --class boat --out boat.png
     """
     compute = _compute(device, None, quiet=True, verbose=False)
+    file, png = _in_a_folder("--out", out or Path(f"{image.stem}-heatmap.png")), io.BytesIO()
+    if file.suffix.lower() != ".png":
+        raise ParamsError(f"--out: a heat map is a PNG file, but {file} is not named as one; name it *.png")
     from clipdistill import store  # noqa: PLC0415
     from clipdistill.application import heatmap as drawing  # noqa: PLC0415
     from clipdistill.application.student import Student  # noqa: PLC0415
 
     drawn = drawing.heatmap(Student.load(model, compute.device), image, name)
-    file, png = out or Path(f"{image.stem}-heatmap.png"), io.BytesIO()
     drawn.picture.save(png, format="PNG")
     store.write_atomically(file, png.getvalue())
     typer.echo(f"{drawn.name} {drawn.score:.2f}: {file}")
 
 
 def teacher(
-    image: Annotated[Path, typer.Argument(help="Image file.", show_default=False)],
+    image: Photo,
     classes: Annotated[
         str, typer.Option(help="Names as a prompt says them, between commas.", show_default=False, metavar="A,B,C")
     ],
-    model: Annotated[str | None, typer.Option(help="open_clip's architecture.", show_default="clip.model")] = None,
-    pretrained: Annotated[
-        str | None, typer.Option(help="open_clip's tag of weights.", show_default="clip.pretrained")
+    model: Annotated[
+        str | None,
+        typer.Option(help="open_clip's architecture. [default: clip.model]", show_default=False, metavar="NAME"),
     ] = None,
-    weights: Annotated[Path | None, typer.Option(help="File of weights.", show_default="clip.weights")] = None,
+    pretrained: Annotated[
+        str | None,
+        typer.Option(help="open_clip's tag of weights. [default: clip.pretrained]", show_default=False, metavar="TAG"),
+    ] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="File of weights. [default: clip.weights]", show_default=False, metavar="FILE")
+    ] = None,
     device: Device = None,
     verbose: Verbose = False,
 ) -> None:
@@ -154,6 +176,8 @@ def teacher(
     names = [name.strip() for name in classes.split(",") if name.strip()]
     if not names:
         raise ParamsError("--classes: name at least one class")
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise ParamsError(f"--classes: {', '.join(twice)} stands there more than once; classes compete, name each once")
     clip = chosen_clip(settings.clip, model, pretrained, weights)
     opinions = ask_teacher(image, names, settings.model_copy(update={"clip": clip}), compute)
     rows = [[o.name, *(f"{value:.3f}" for value in (o.whole, o.snippets, o.both))] for o in opinions]
@@ -163,9 +187,15 @@ def teacher(
 def calibrate(
     model: Model,
     split: Annotated[
-        Path, typer.Argument(help="Labelled split of the pipeline, for example data/scenes/val.", show_default=False)
+        Path,
+        typer.Argument(
+            help="Labelled split of the pipeline, for example data/scenes/val.", show_default=False, metavar="SPLIT"
+        ),
     ],
-    out: Annotated[Path, typer.Option(help="Folder to make: the student with its new thresholds.", show_default=False)],
+    out: Annotated[
+        Path,
+        typer.Option(help="Folder to make: the student with its new thresholds.", show_default=False, metavar="FOLDER"),
+    ],
     batch_size: BatchSize = None,
     device: Device = None,
     quiet: Quiet = False,
@@ -193,7 +223,7 @@ def calibrate(
 
 def export(
     model: Model,
-    onnx: Annotated[Path, typer.Option(help="ONNX file to write.", show_default=False)],
+    onnx: Annotated[Path, typer.Option(help="ONNX file to write.", show_default=False, metavar="FILE")],
     verbose: Verbose = False,
 ) -> None:
     """Write the student as one ONNX file.
@@ -212,16 +242,30 @@ def export(
     from clipdistill.application.export_onnx import export_onnx  # noqa: PLC0415
     from clipdistill.application.student import Student  # noqa: PLC0415
 
-    difference = export_onnx(Student.load(model, "cpu"), onnx)
+    difference = export_onnx(Student.load(model, "cpu"), _in_a_folder("--onnx", onnx))
     compared = "not compared, onnxruntime is missing" if difference is None else f"within {difference:.1g} of PyTorch"
     typer.echo(f"{onnx}: {compared}")
 
 
-def _format(name: str) -> Format:
+def _format(asked: str | None, output: Path | None) -> Format:
+    """The format that is asked for, or else the one that suits where the results go."""
+    if output is None:
+        suited = "table" if sys.stdout.isatty() else "csv"
+    else:
+        suited = next((known for known in WRITERS if output.suffix.lower() == f".{known}"), "csv")
+    name = asked or suited
     for known in WRITERS:
         if name == known:
             return known
     raise ParamsError(f"--format: {name!r} is none of {', '.join(WRITERS)}")
+
+
+def _in_a_folder(option: str, file: Path) -> Path:
+    """A file that an option names, if there is a folder for it: a slip of the pen makes no folders."""
+    if file.is_dir() or not file.parent.is_dir():
+        what = f"{file} is a folder" if file.is_dir() else f"there is no folder {file.parent}"
+        raise ParamsError(f"{option}: {what}; name a file in one that is there")
+    return file
 
 
 def _compute(device: str | None, batch_size: int | None, quiet: bool, verbose: bool) -> Compute:
@@ -231,8 +275,8 @@ def _compute(device: str | None, batch_size: int | None, quiet: bool, verbose: b
     if quiet and verbose:
         raise ParamsError("--quiet and --verbose contradict each other")
     console.set_up(quiet, verbose)
-    if device not in (None, "auto", "cpu", "cuda"):
-        raise ParamsError(f"--device: {device!r} is none of auto, cpu, cuda")
+    if device not in (None, *DEVICES):
+        raise ParamsError(f"--device: {device!r} is none of {', '.join(DEVICES)}")
     changes: dict[str, Any] = {"device": device, "batch_size": batch_size}
     return Compute.load().model_copy(update={key: value for key, value in changes.items() if value is not None})
 

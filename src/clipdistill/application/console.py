@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -24,8 +24,14 @@ def set_up(quiet: bool, verbose: bool) -> None:
     logging.getLogger("clipdistill").setLevel(level)
 
 
+def tell_unchosen(classes: Sequence[str]) -> None:
+    """Say which classes have the default threshold for want of a better one: they are hardly ever predicted."""
+    if classes:
+        logger.info("no threshold could be chosen for %s: 0.5 stands in for it", ", ".join(classes))
+
+
 @contextmanager
-def progress(total: int, unit: str, free: bool) -> Iterator[Callable[[], None]]:
+def progress(total: int, unit: str, free: bool) -> Iterator[Callable[[bool], None]]:
     """Show progress for a block, unless the log is quiet: a bar on a terminal, elsewhere a line every ten seconds.
 
     Args:
@@ -34,10 +40,10 @@ def progress(total: int, unit: str, free: bool) -> Iterator[Callable[[], None]]:
         free: whether the terminal is free for a bar; not where the result is written to it meanwhile.
 
     Yields:
-        What is called after each one.
+        What is called after each one with whether it could be done.
     """
     shown = logger.isEnabledFor(logging.INFO)
-    begin, done = time.monotonic(), 0
+    begin, done, failed = time.monotonic(), 0, 0
 
     def rate() -> float:
         return done / max(time.monotonic() - begin, 1e-9)
@@ -50,21 +56,22 @@ def progress(total: int, unit: str, free: bool) -> Iterator[Callable[[], None]]:
         with bar:
             task = bar.add_task(unit, total=total, rate="0")
 
-            def advance() -> None:
-                nonlocal done
-                done += 1
+            def advance(good: bool) -> None:
+                nonlocal done, failed
+                done, failed = done + 1, failed + (not good)
                 bar.update(task, advance=1, rate=f"{rate():.0f}")
 
             yield advance
     else:
         last = begin
 
-        def count() -> None:
-            nonlocal done, last
-            done += 1
+        def count(good: bool) -> None:
+            nonlocal done, failed, last
+            done, failed = done + 1, failed + (not good)
             if time.monotonic() - last > _LINE_EVERY:
                 last = time.monotonic()
                 logger.info("%d of %d %s, %.0f/s", done, total, unit, rate())
 
         yield count
-    logger.info("%d %s in %.1f s, %.0f/s", done, unit, time.monotonic() - begin, rate())
+    if total:
+        logger.info("%d %s in %.1f s, %.0f/s", done - failed, unit, time.monotonic() - begin, rate())

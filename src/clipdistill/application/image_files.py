@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import glob
+import logging
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -21,13 +22,19 @@ from clipdistill.students import preprocessing
 from clipdistill.students.preprocessing import Pixels
 
 ImageLike: TypeAlias = "str | os.PathLike[str] | Image.Image | npt.NDArray[np.uint8]"
-"""A path, a PIL image, or an array of bytes: [H, W, 3] in the order R, G, B, or [H, W] gray."""
+"""A path, a PIL image, or an array of bytes: [H, W, 3] in the order R, G, B, [H, W, 4] with an alpha channel that is
+dropped as in a file, or [H, W] gray."""
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Read: TypeAlias = "Pixels | UnreadableImageError"
 
 # Batches that are decoded while the network works on the one before.
 _AHEAD = 3
+
+# What may follow height and width: gray, RGB, RGBA.
+_CHANNELS = ((), (3,), (4,))
 
 MAX_PIXELS: int = DatasetParams.model_fields["max_pixels"].default
 
@@ -41,14 +48,15 @@ def named_files(names: Sequence[str]) -> tuple[list[Path], list[UnreadableImageE
 
     Returns:
         Paths in the order of the names, those of a folder or a pattern sorted, none twice; and a problem for each name
-        that stands for no file. A name that exists is never taken for a pattern.
+        that stands for no file. A name that exists is never taken for a pattern. What a folder holds besides is counted
+        in the log.
     """
     found: dict[Path, None] = {}
     problems = []
     for name in names:
         path = Path(name)
         if path.is_dir():
-            files = sorted(file for file in path.rglob("*") if file.suffix.lower() in images.SUFFIXES)
+            files = _images_in(path)
             why = f"the folder holds no image file ({', '.join(sorted(images.SUFFIXES))})"
         elif path.exists() or not glob.has_magic(name):
             files, why = [path] if path.is_file() else [], "there is no such file"
@@ -61,20 +69,35 @@ def named_files(names: Sequence[str]) -> tuple[list[Path], list[UnreadableImageE
     return list(found), problems
 
 
+def _images_in(folder: Path) -> list[Path]:
+    """Image files of a folder, sorted; the log counts what is passed over, for a person may take it for images."""
+    # macOS leaves a file of attributes, ._a.jpg, beside a.jpg where the disk has no place for them.
+    files = [file for file in folder.rglob("*") if not file.name.startswith("._") and not file.is_dir()]
+    found = sorted(file for file in files if file.suffix.lower() in images.SUFFIXES)
+    others = Counter(file.suffix or "no ending" for file in set(files) - set(found) if not file.name.startswith("."))
+    if others:
+        counts = ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items()))
+        logger.info("%s: passed over what has no image file's ending: %s", folder, counts)
+    return found
+
+
 def open_image(image: ImageLike) -> Image.Image:
     """Open an image by the rule of the pipeline: upright, RGB, bytes of a known format alone.
 
     Raises:
-        UnreadableImageError: a file that is missing or no whole image, or an array of another form.
+        UnreadableImageError: a file that is missing or no whole image, an array of another form, or something else.
     """
     if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in ((), (3,)) or not image.size:
+        if image.dtype != np.uint8 or image.ndim not in (2, 3) or image.shape[2:] not in _CHANNELS or not image.size:
             raise UnreadableImageError(
-                f"an array must be uint8 [H, W, 3] or [H, W], but is {image.dtype} {list(image.shape)}"
+                "an array must be uint8 [H, W, 3], [H, W, 4] or [H, W], one image each, but is "
+                f"{image.dtype} {list(image.shape)}"
             )
         return Image.fromarray(image).convert("RGB")
     if isinstance(image, Image.Image):
         return images.upright_rgb(image)
+    if not isinstance(image, (str, os.PathLike)):
+        raise UnreadableImageError(f"an image must be a path, a PIL image or an array, but is {type(image).__name__}")
     try:
         data = Path(image).read_bytes()
     except OSError as error:

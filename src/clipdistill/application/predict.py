@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
@@ -15,12 +18,51 @@ from clipdistill.application import console, formats
 from clipdistill.application.image_files import named_files
 from clipdistill.application.student import BATCH, Student
 from clipdistill.datasets.images import UnreadableImageError
+from clipdistill.errors import ArtifactError
 
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """Which classes of an image are listed.
+
+    Attributes:
+        top_k: so many; None: those that are present.
+        threshold: score from which any class is present; None: each class's own.
+    """
+
+    top_k: int | None = None
+    threshold: float | None = None
+
+
+@contextmanager
+def result_file(path: Path) -> Iterator[TextIO]:
+    """Open a file for results as they come; it has its name once it is whole, and none where the block fails.
+
+    Raises:
+        ArtifactError: the disk refuses.
+    """
+    # Hidden, so that it is none of the files of a folder that is being predicted.
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        # A file's name is bytes, and leaves as it came.
+        with partial.open("w", encoding="utf-8", errors="surrogateescape", newline="") as stream:
+            yield stream
+        partial.replace(path)
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be written ({error.strerror})") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def predict_files(
-    model: Path, names: list[str], out: TextIO, form: formats.Format, top_k: int | None, compute: distributed.Compute
+    model: Path,
+    names: list[str],
+    out: TextIO,
+    form: formats.Format,
+    listed: Listed,
+    compute: distributed.Compute,
 ) -> list[UnreadableImageError]:
     """Score the images that a person names, and write the results as they come.
 
@@ -29,7 +71,7 @@ def predict_files(
         names: files, folders and patterns.
         out: where the results go.
         form: how they are written; a table is written at the end.
-        top_k: so many classes an image; None: those from their threshold on.
+        listed: which classes.
         compute: device, threads, batch size.
 
     Returns:
@@ -42,10 +84,12 @@ def predict_files(
     torch.set_num_threads(compute.thread_count())
     student = Student.load(model, compute.device)
     logger.debug("%s of %s loaded in %.2f s", student.card.backbone, model, time.monotonic() - begin)
+    if listed == Listed():
+        console.tell_unchosen(student.unchosen)
     files, problems = named_files(names)
     # Lines of results would run into a bar on the same terminal.
     with console.progress(len(files), "images", free=form == "table" or not out.isatty()) as advance:
-        results = _results(student, files, top_k, compute, problems, advance)
+        results = _results(student, files, listed, compute, problems, advance)
         if form == "table":
             results = iter(list(results))
         else:
@@ -59,15 +103,16 @@ def predict_files(
 def _results(
     student: Student,
     files: list[Path],
-    top_k: int | None,
+    listed: Listed,
     compute: distributed.Compute,
     problems: list[UnreadableImageError],
-    advance: Callable[[], None],
+    advance: Callable[[bool], None],
 ) -> Iterator[formats.Result]:
     """The results of the images that can be read; the others go into `problems`."""
     for path, scores in student.stream(files, compute.batch_size or BATCH, compute.worker_count()):
-        advance()
         if isinstance(scores, UnreadableImageError):
             problems.append(scores)
+            advance(False)
         else:
-            yield str(path), student.prediction(scores[None]).ranked(top_k)[0]
+            advance(True)
+            yield str(path), student.prediction(scores[None], listed.threshold).ranked(listed.top_k)[0]

@@ -25,6 +25,7 @@ from clipdistill import distributed
 from clipdistill.application.image_files import ImageLike, batches, open_image
 from clipdistill.datasets.images import UnreadableImageError
 from clipdistill.errors import ArtifactError, ParamsError
+from clipdistill.evaluation import thresholds
 from clipdistill.students import classifier, model_folder, preprocessing, untrained
 
 BATCH = 64
@@ -32,6 +33,9 @@ BATCH = 64
 
 Scores = npt.NDArray[np.float32]
 Source = TypeVar("Source", bound=ImageLike)
+
+# What can be run through, and is one image all the same; bytes are none, and are refused as one.
+_ONE = (str, bytes, os.PathLike, Image.Image, np.ndarray)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,17 +105,28 @@ class Student:
             ParamsError: an unknown device, or one that is not there.
         """
         place = Path(folder)
-        if reason := untrained.reason(place):
+        if reason := untrained.reason(place) or _lacking(place):
             raise ArtifactError(f"{place} holds no student: {reason}")
         if device not in ("auto", "cpu", "cuda"):
             raise ParamsError(f"device must be auto, cpu or cuda, but is {device!r}")
         network, card = model_folder.load(place)
         return cls(network, card, distributed.Compute(device=device).torch_device())  # type: ignore[arg-type]
 
+    def __repr__(self) -> str:
+        return f"Student({self.card.backbone}, {len(self.classes)} classes, {self.image_size} pixels, {self._device})"
+
     @property
     def classes(self) -> tuple[str, ...]:
         """Names of the classes, in column order."""
         return tuple(self.card.classes)
+
+    @property
+    def unchosen(self) -> tuple[str, ...]:
+        """Names of the classes whose thresholds were to be chosen, and stayed as they were: the labels told none."""
+        if not self.card.calibration:
+            return ()
+        pairs = zip(self.classes, self.card.thresholds, strict=True)
+        return tuple(name for name, threshold in pairs if threshold == thresholds.DEFAULT)
 
     @property
     def image_size(self) -> int:
@@ -129,12 +144,13 @@ class Student:
             workers: threads that decode; None: one a core.
 
         Raises:
-            UnreadableImageError: a file is missing or no whole image; the text names it.
+            UnreadableImageError: a file is missing or no whole image, or it is something else; the text names it.
+            ParamsError: `batch_size` or `workers` is below 1.
         """
-        one = isinstance(images, (str, os.PathLike, Image.Image, np.ndarray))
+        one = isinstance(images, _ONE) or not isinstance(images, Iterable)
         sources: list[ImageLike] = [images] if one else list(images)  # type: ignore[list-item, arg-type]
         found: list[Scores] = []
-        for _, scores in self.stream(sources, batch_size, workers or distributed.cores()):
+        for _, scores in self.stream(sources, batch_size, distributed.cores() if workers is None else workers):
             if isinstance(scores, UnreadableImageError):
                 raise scores
             found.append(scores)
@@ -152,16 +168,28 @@ class Student:
 
         Yields:
             An image and its scores, float32 [C], or what was wrong with it.
+
+        Raises:
+            ParamsError: `batch_size` or `workers` is below 1.
         """
+        for name, value in (("batch_size", batch_size), ("workers", workers)):
+            if value < 1:
+                raise ParamsError(f"{name} must be at least 1, but is {value}")
         for batch in batches(sources, open_image, self.image_size, batch_size, workers):
             pixels = [read for _, read in batch if not isinstance(read, UnreadableImageError)]
             rows = iter(self.score(torch.from_numpy(np.stack(pixels))) if pixels else ())
             for source, read in batch:
                 yield source, read if isinstance(read, UnreadableImageError) else next(rows)
 
-    def prediction(self, scores: Scores) -> Prediction:
-        """Put names and thresholds to scores, float32 [N, C]."""
-        return Prediction(self.classes, scores, np.array(self.card.thresholds))
+    def prediction(self, scores: Scores, threshold: float | None = None) -> Prediction:
+        """Put names and thresholds to scores, float32 [N, C].
+
+        Args:
+            scores: of N images.
+            threshold: one for all classes, in [0, 1]; None: the student's own.
+        """
+        own = np.array(self.card.thresholds, dtype=np.float64)
+        return Prediction(self.classes, scores, own if threshold is None else np.full_like(own, threshold))
 
     def score(self, pixels: Tensor) -> Scores:
         """Score images that are resized already.
@@ -192,3 +220,13 @@ class Student:
     def _forward(self, pixels: Tensor) -> tuple[Scores, Scores]:
         logits, maps = self.network(preprocessing.normalise(pixels.to(self._device, non_blocking=True)))
         return classifier.scores(logits, self.card.head).cpu().numpy(), maps.cpu().numpy()
+
+
+def _lacking(folder: Path) -> str | None:
+    """What a folder lacks of a student, and where students are; None where there should be one."""
+    if (folder / model_folder.CARD).is_file():
+        return None
+    reason = f"{model_folder.CARD} is missing" if folder.is_dir() else "there is no such folder"
+    here = sorted(card.parent.as_posix() for card in Path().glob(f"cache/*/models/*/{model_folder.CARD}"))
+    cure = f"here are {', '.join(here)}" if here else "`dvc pull` or `dvc repro` brings students to cache/*/models/*"
+    return f"{reason}; {cure}"
