@@ -5,15 +5,19 @@
 A range `low:high` is sampled between its ends, on a logarithmic scale where `log:` stands before it, in whole numbers
 where both ends are whole numbers; a list `a,b,c` is a choice. DVC runs for a trial only what its parameters change, so
 that the cheap ones are tried in seconds. Studies are kept in experiments/studies.db: the same command goes on with it.
+At its end the workspace is as it was before; `dvc exp apply` takes a trial.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
+import re
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,34 +28,40 @@ from clipdistill.errors import ArtifactError, ClipdistillError, ParamsError
 # Found with the labels of the training split: those of the evaluation split stay unseen until the search is over.
 METRIC = "metrics/summary.json:label_mAP.cdul_refined"
 STUDIES = Path("experiments") / "studies.db"
+PARAMS = "params.yaml"
+
+# A list or a quoted text may hold commas and colons.
+_CHOICE = re.compile(r"""\[(?:'[^']*'|"[^"]*"|[^]'"])*\]|'[^']*'|"[^"]*"|[^,\['"]+""")
+_WHOLE = re.compile(r"-?[0-9]+")
 
 Suggestion = Callable[[optuna.Trial], Any]
 
 
 def parse_dimension(text: str) -> tuple[str, Suggestion]:
-    """Read KEY=low:high, KEY=log:low:high or KEY=a,b,c.
+    """Read KEY=low:high, KEY=log:low:high or KEY=a,b,c, where a choice may be a list or a quoted text.
 
     Returns:
         The parameter's path, and what draws a value of it for a trial.
 
     Raises:
-        ParamsError: it is none of these, or the range is empty or, on a logarithmic scale, not above 0.
+        ParamsError: it is none of these, or the range is empty, endless or, on a logarithmic scale, not above 0.
     """
     key, _, domain = text.partition("=")
-    if not key or not domain:
+    choices = _CHOICE.findall(domain)
+    bare = [choice for choice in choices if choice[0] not in "['\""]
+    if not key or ",".join(choices) != domain or not choices or any("=" in choice for choice in bare):
         raise ParamsError(f"{text!r}: write KEY=low:high, KEY=log:low:high or KEY=a,b,c")
-    if ":" not in domain:
-        choices = domain.split(",")
+    if not any(":" in choice for choice in bare):
         return key, lambda trial: trial.suggest_categorical(key, choices)
     log = domain.startswith("log:")
     ends = domain.removeprefix("log:").split(":")
     try:
-        whole = all(end.isdigit() for end in ends)
+        whole = all(_WHOLE.fullmatch(end) for end in ends)
         low, high = (int(end) if whole else float(end) for end in ends)
     except ValueError:
         raise ParamsError(f"{text!r}: a range is low:high, two numbers") from None
-    if low >= high or (log and low <= 0):
-        raise ParamsError(f"{text!r}: a range rises, and on a logarithmic scale it begins above 0")
+    if not (math.isfinite(low) and math.isfinite(high) and low < high) or (log and low <= 0):
+        raise ParamsError(f"{text!r}: a range rises, has an end, and on a logarithmic scale begins above 0")
     if whole:
         return key, lambda trial: trial.suggest_int(key, int(low), int(high), log=log)
     return key, lambda trial: trial.suggest_float(key, low, high, log=log)
@@ -86,9 +96,67 @@ def read_metric(name: str) -> float:
         raise ArtifactError(f"{name}: no such number after the run; name another with --metric FILE:KEY") from None
 
 
+def git(*arguments: str) -> list[str]:
+    """Run git; the lines that it prints.
+
+    Raises:
+        ClipdistillError: it failed, and said why itself.
+    """
+    command = ["git", *arguments]
+    result = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
+    if result.returncode:
+        raise ClipdistillError(
+            f"`{' '.join(command)}` failed: a search needs a checkout, for its trials are experiments"
+        )
+    return result.stdout.splitlines()
+
+
+@contextmanager
+def workspace_kept() -> Iterator[None]:
+    """Leave tracked files and DVC's data as they were before the block; what was changed already stays changed.
+
+    Raises:
+        ParamsError: params.yaml differs from the commit: a trial would be of other parameters than its name says.
+    """
+    changed = set(git("diff", "--name-only", "HEAD"))
+    if PARAMS in changed:
+        raise ParamsError(f"{PARAMS} differs from the commit: commit it, or `git restore {PARAMS}`; then search")
+    try:
+        yield
+    finally:
+        if of_trials := sorted(set(git("diff", "--name-only", "HEAD")) - changed):
+            git("restore", "--source=HEAD", "--staged", "--worktree", "--", *of_trials)
+            take_data = ["dvc", "checkout", "--quiet"]
+            if subprocess.run(take_data, check=False).returncode:
+                sys.stderr.write(
+                    "some data of the commit are not on this machine: `dvc pull` or `dvc repro` brings them\n"
+                )
+
+
+def keep_to(study: optuna.Study, subject: dict[str, Any]) -> None:
+    """Write down what a new study searches, and hold an old one to it.
+
+    Raises:
+        ParamsError: the trials that the study holds are of something else.
+    """
+    if not study.trials:
+        study.set_user_attr("subject", subject)
+    kept = study.user_attrs.get("subject", {})
+    if differing := [name for name, value in subject.items() if kept.get(name) != value]:
+        was = "; ".join(f"{name} {kept.get(name, 'unknown')}" for name in differing)
+        raise ParamsError(
+            f"study {study.study_name!r} searched something else ({was}), and its trials do not compare with these: "
+            "name another with --study"
+        )
+
+
 def search(options: argparse.Namespace) -> optuna.Study:
     """Run the trials that are still wanted, one after the other."""
+    if not STUDIES.parent.is_dir() or not Path(PARAMS).is_file():
+        raise ParamsError(f"no {STUDIES.parent}/ and {PARAMS} here: run it from the top of the checkout")
     dimensions = dict(parse_dimension(text) for text in options.dimensions)
+    if len(dimensions) < len(options.dimensions):
+        raise ParamsError("one parameter has two domains; give each once")
     study = optuna.create_study(
         study_name=options.study,
         storage=f"sqlite:///{STUDIES}",
@@ -97,21 +165,33 @@ def search(options: argparse.Namespace) -> optuna.Study:
         sampler=optuna.samplers.TPESampler(seed=options.seed),
     )
 
+    keep_to(
+        study, {"metric": options.metric, "targets": sorted(options.targets), "dimensions": sorted(options.dimensions)}
+    )
+
     def objective(trial: optuna.Trial) -> float:
         values = {key: suggest(trial) for key, suggest in dimensions.items()}
         run_experiment(f"{options.study}-{trial.number}", values, options.targets)
         return read_metric(options.metric)
 
     done = sum(trial.state == optuna.trial.TrialState.COMPLETE for trial in study.trials)
-    study.optimize(objective, n_trials=max(0, options.trials - done))
+    with workspace_kept():
+        study.optimize(objective, n_trials=max(0, options.trials - done))
     return study
+
+
+def _count(text: str) -> int:
+    """A number from 1 on, for argparse, which makes a message of the error."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 on")
+    return int(text)
 
 
 def main() -> None:
     """Parse the command line, search, and say what was best and how to take it."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("dimensions", nargs="+", metavar="KEY=DOMAIN", help="low:high, log:low:high or a,b,c")
-    parser.add_argument("--trials", type=int, default=20, help="trials of the study in all (20)")
+    parser.add_argument("dimensions", nargs="+", metavar="KEY=DOMAIN", help="domain: low:high, log:low:high or a,b,c")
+    parser.add_argument("--trials", type=_count, default=20, help="trials of the study in all (20)")
     parser.add_argument("--metric", default=METRIC, help=f"FILE:KEY that is to be highest ({METRIC})")
     parser.add_argument("--study", default="search", help="its name, and that of its experiments before the number")
     parser.add_argument("--seed", type=int, default=0, help="seed of Optuna's sampler (0)")

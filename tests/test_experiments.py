@@ -27,6 +27,9 @@ def checkout(tmp_path: Path) -> Path:
     recorder.parent.mkdir()
     recorder.write_text("#!/bin/sh\nprintf '%s\\0' \"$@\" > given\n")
     recorder.chmod(0o755)
+    for command in ("init --quiet", "add params.yaml", "commit --quiet --message=state"):
+        git = ["git", "-c", "user.name=test", "-c", "user.email=test@example.com"]
+        subprocess.run([*git, *command.split()], cwd=tmp_path, check=True)
     return tmp_path
 
 
@@ -93,4 +96,13 @@ def test_what_is_unknown_is_refused_with_the_names_of_what_is_there(checkout: Pa
     assert result.returncode == 2
     for name in [*METHODS, *DATASETS]:
         assert name in result.stderr
+    assert not (checkout / "given").exists()
+
+
+def test_a_setting_is_not_mixed_with_what_another_left(checkout: Path) -> None:
+    resolve(checkout, "ccd", "voc12")
+    (checkout / "given").unlink()
+    result = run(checkout, "cdul", "voc12")
+    assert result.returncode == 2
+    assert "git restore params.yaml" in result.stderr
     assert not (checkout / "given").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -24,12 +25,19 @@ def test_domains() -> None:
     assert key == "pseudo_label.cdul.threshold"
     assert all(isinstance(value, float) and 0 <= value <= 0.4 for value in values)
     assert set(draw("views.snippets.grid=2:4")[1]) == {2, 3, 4}
+    assert set(draw("views.snippets.grid=-1:1", 40)[1]) == {-1, 0, 1}
     assert set(draw("views.snippets.grid=2,3")[1]) == {"2", "3"}
+    lists = """prompts.templates=['a photo of a {}.'],["it: a {}, here",'a [{}]=']"""
+    assert set(draw(lists)[1]) == {"['a photo of a {}.']", """["it: a {}, here",'a [{}]=']"""}
     rates = draw("train.recipe.learning_rate=log:1e-5:1e-3", 200)[1]
     assert 60 < sum(rate < 1e-4 for rate in rates) < 140
 
 
-@pytest.mark.parametrize("text", ["threshold", "threshold=", "a=1:0", "a=log:0:1", "a=1:2:3", "a=x:y"])
+UNLAWFUL = ["threshold", "threshold=", "a=1:0", "a=log:0:1", "a=1:2:3", "a=x:y", "a=1:2,3"]
+UNLAWFUL += ["a=0.0:inf", "a=nan:1", "a=b=c", "a=1,,2", "a=[1,2"]
+
+
+@pytest.mark.parametrize("text", UNLAWFUL)
 def test_an_unlawful_domain_is_refused(text: str) -> None:
     with pytest.raises(ParamsError, match=text.split("=", maxsplit=1)[0]):
         search.parse_dimension(text)
@@ -42,3 +50,86 @@ def test_a_metric_is_a_number_of_a_file(tmp_path: Path) -> None:
     for name in (f"{file}:mAP.ccd", f"{file}:mAP", f"{tmp_path / 'none.json'}:mAP"):
         with pytest.raises(ArtifactError, match="no such number"):
             search.read_metric(name)
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A commit of params.yaml and a table of metrics; `dvc checkout` has nothing to do in it."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "params.yaml").write_text("a: 1\n")
+    (tmp_path / "summary.json").write_text("{}\n")
+    bin_folder = tmp_path / "bin"
+    bin_folder.mkdir()
+    (bin_folder / "dvc").write_text('#!/bin/sh\necho "$@" > given\n')
+    (bin_folder / "dvc").chmod(0o755)
+    monkeypatch.setenv("PATH", str(bin_folder), prepend=":")
+    for command in ("init --quiet", "add params.yaml summary.json", "commit --quiet --message=state"):
+        subprocess.run(["git", "-c", "user.name=t", "-c", "user.email=t@example.com", *command.split()], check=True)
+    return tmp_path
+
+
+def test_the_workspace_is_left_as_it_was_found(checkout: Path) -> None:
+    (checkout / "summary.json").write_text('{"own": "change"}\n')
+
+    def failing_trial() -> None:
+        (checkout / "params.yaml").write_text("a: 2\n")
+        (checkout / "summary.json").write_text('{"own": "and the trial"}\n')
+        raise ArtifactError("of a trial")
+
+    with pytest.raises(ArtifactError, match="of a trial"), search.workspace_kept():
+        failing_trial()
+    assert (checkout / "params.yaml").read_text() == "a: 1\n"
+    assert (checkout / "summary.json").read_text() == '{"own": "and the trial"}\n'
+    assert (checkout / "given").read_text() == "checkout --quiet\n"
+
+
+def test_parameters_that_are_not_the_commits_are_refused(checkout: Path) -> None:
+    (checkout / "params.yaml").write_text("a: 2\n")
+    with pytest.raises(ParamsError, match="git restore"), search.workspace_kept():
+        pytest.fail("the search began")
+    assert (checkout / "params.yaml").read_text() == "a: 2\n"
+
+
+def test_a_study_holds_trials_of_one_kind() -> None:
+    study = optuna.create_study(study_name="zeta")
+    subject = {"metric": "m.json:mAP", "targets": [], "dimensions": ["a=0:1"]}
+    search.keep_to(study, subject)
+    study.ask()
+    search.keep_to(study, subject)
+    for change in ({"metric": "m.json:OF1"}, {"targets": ["evaluate"]}, {"dimensions": ["a=0:2"]}):
+        with pytest.raises(ParamsError, match=rf"'zeta' .*{next(iter(change))}.* --study"):
+            search.keep_to(study, subject | change)
+    old = optuna.create_study(study_name="old")
+    old.ask()
+    with pytest.raises(ParamsError, match="metric unknown"):
+        search.keep_to(old, subject)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["a=0:1"], "run it from the top of the checkout"),
+        (["--trials", "0", "a=0:1"], "'0' is no number from 1 on"),
+    ],
+)
+def test_a_search_that_cannot_begin_says_why(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["search.py", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        search.main()
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_parameter_has_one_domain(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["search.py", "a=0:1", "a=1,2"])
+    with pytest.raises(SystemExit):
+        search.main()
+    assert not (checkout / "experiments" / "studies.db").exists()

@@ -42,11 +42,14 @@ def test_a_search_runs_its_trials_and_goes_on_from_them(with_presets: Project) -
     assert "train@cdul" not in first
     second = with_presets.run(*command, "2", space, **source).stdout
     assert "best of 2" in second
+    assert with_presets.run("git", "status", "--porcelain", "--untracked-files=no").stdout == ""
+    assert with_presets.changed() == set()
     shown = with_presets.run("dvc", "exp", "show", "--csv").stdout
     assert "search-0" in shown
     assert "search-1" in shown
     with sqlite3.connect(with_presets.folder / "experiments" / "studies.db") as database:
         values = [row[0] for row in database.execute("select value from trial_values order by trial_id")]
+    with_presets.run("dvc", "exp", "apply", "search-1")
     assert values[-1] == with_presets.json(metric.partition(":")[0])["train"]["final_mAP"]
     with_presets.run("dvc", "exp", "remove", "search-0", "search-1")
 
