@@ -50,7 +50,14 @@ check: $(READY) ## ruff (lint and format) and mypy
 	mypy
 
 check-remote: $(READY) ## name what the DVC remote lacks of this commit; it fails where that is anything
-	@dvc data status --not-in-remote --granular --json | python -c 'import json, sys; lacking = json.load(sys.stdin).get("not_in_remote", []); print("\n".join(lacking) or "the remote has all of this commit"); sys.exit("the remote lacks these: run dvc push where they are" if lacking else 0)'
+	@name=$$(dvc remote default) || { echo "there is no default remote: dvc remote add --default NAME URL (docs/sharing.md)" >&2; exit 1; }; \
+	place=$$(dvc config "remote.$$name.url") || exit 1; \
+	case "$$place" in \
+	*://*) ;; \
+	*) test -d "$$place" || { echo "the remote's folder $$place is not there: mount it, or make it with the first dvc push" >&2; exit 1; } ;; \
+	esac; \
+	status=$$(dvc data status --not-in-remote --granular --json) || { echo "the remote $$place could not be asked: see above" >&2; exit 1; }; \
+	printf '%s' "$$status" | python -c 'import json, sys; lacking = json.load(sys.stdin).get("not_in_remote", []); print("\n".join(lacking) or "the remote has all of this commit"); sys.exit("the remote lacks these: run dvc push where they are" if lacking else 0)'
 
 format: $(READY) ## let ruff put the code in order
 	ruff check --fix .

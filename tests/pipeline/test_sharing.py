@@ -17,6 +17,7 @@ from moto.server import ThreadedMotoServer
 pytestmark = pytest.mark.slow
 
 TEXT = "cache/scenes/text.zarr"
+CHECK = ["make", "-f", str(ROOT / "Makefile"), "-o", ".venv/.ready", "check-remote"]
 
 
 class Clone(Project):
@@ -132,14 +133,43 @@ def test_a_missing_object_is_named_and_what_is_there_stays(clone: Clone, remote:
 
 
 def test_the_check_before_a_long_run_names_what_the_remote_lacks(clone: Clone, remote: Path) -> None:
-    check = ["make", "-f", str(ROOT / "Makefile"), "-o", ".venv/.ready", "check-remote"]
     clone.run("dvc", "pull", "embed_text")
-    assert clone.run(*check).returncode == 0
+    assert clone.run(*CHECK).returncode == 0
     object_of(clone, remote, f"{TEXT}/manifest.json").unlink()
-    result = clone.run(*check, check=False)
+    result = clone.run(*CHECK, check=False)
     assert result.returncode > 0
     assert result.stdout == f"{TEXT}/manifest.json\n"
     assert "dvc push" in result.stderr
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Project:
+    """A checkout with one tracked file and no remote."""
+    project = Project(tmp_path / "my small")
+    project.folder.mkdir()
+    (project.folder / "data.txt").write_text("content")
+    for command in ("git init --quiet", "dvc init --quiet", "dvc add --quiet data.txt"):
+        project.run(*command.split())
+    return project
+
+
+def test_a_remote_that_cannot_be_asked_is_not_taken_for_one_that_lacks_everything(small: Project) -> None:
+    def refusal() -> str:
+        result = small.run(*CHECK, check=False)
+        assert result.returncode > 0
+        assert "data.txt" not in result.stdout
+        return result.stderr
+
+    assert "no default remote: dvc remote add --default" in refusal()
+    set_remote(small, "../../my remote")
+    assert f"folder {small.folder.parent / 'my remote'} is not there" in refusal()
+    (small.folder.parent / "my remote").mkdir()
+    lacking = small.run(*CHECK, check=False)
+    assert (lacking.returncode > 0, lacking.stdout) == (True, "data.txt\n")
+    small.run("dvc", "push")
+    assert small.run(*CHECK).stdout == "the remote has all of this commit\n"
+    set_remote(small, "unknown://team")
+    assert "could not be asked" in refusal()
 
 
 def test_an_altered_object_is_refused_where_dvc_verifies(clone: Clone, remote: Path) -> None:
@@ -180,12 +210,12 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, str]]:
 
 def test_an_s3_server_is_a_remote(finished: Project, bucket: tuple[str, str], tmp_path: Path) -> None:
     address, endpoint = bucket
-    shared = ["embed_text", "pseudo_label@cdul"]
     giver, taker = (
         Clone(finished, tmp_path / name, address, endpointurl=endpoint, verify="true") for name in ("giver", "taker")
     )
     (giver.folder / ".dvc" / "cache").symlink_to(finished.folder / ".dvc" / "cache")
-    giver.run("dvc", "push", *shared)
-    taker.run("dvc", "pull", *shared)
-    for path in (TEXT, "cache/scenes/train/labels/cdul.zarr"):
-        assert contents(taker, path) == contents(finished, path)
+    giver.run("dvc", "push")
+    taker.run("dvc", "pull")
+    assert taker.repro() == set()
+    for folder in ("cache", "data", "metrics"):
+        assert contents(taker, folder) == contents(finished, folder)
