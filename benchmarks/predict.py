@@ -34,7 +34,7 @@ import torch
 from cam_views import draw
 from clipdistill import distributed
 from clipdistill.application import console
-from clipdistill.application.predict import predict_files
+from clipdistill.application.predict import Listed, predict_files
 from clipdistill.application.student import BATCH, Student
 from clipdistill.errors import ClipdistillError, ParamsError
 from clipdistill.params import StudentParams
@@ -104,7 +104,7 @@ def throughput(model: Path, folder: Path, images: int, compute: distributed.Comp
 
     def whole() -> None:
         text = io.StringIO()
-        predict_files(model, [str(folder)], text, "csv", 1, compute)
+        predict_files(model, [str(folder)], text, "csv", Listed(top_k=1), compute)
         if len(text.getvalue().splitlines()) != images + 1:
             raise ClipdistillError("the folder was not scored image by image: the two ways did not do the same work")
 

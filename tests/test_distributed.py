@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -199,6 +200,7 @@ def test_one_failing_process_of_several_ends_all_and_is_named(
 ) -> None:
     script = tmp_path / "script.py"
     script.write_text(FAILING)
+    shutil.copy(Path(__file__).resolve().parents[1] / "params.yaml", tmp_path)
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(ClipdistillError, match=r"process 1 \(of 2, .*ended with exit code 4") as caught:
         distributed.launch([str(script), way], 2)

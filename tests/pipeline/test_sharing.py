@@ -17,7 +17,7 @@ from moto.server import ThreadedMotoServer
 pytestmark = pytest.mark.slow
 
 TEXT = "cache/scenes/text.zarr"
-CHECK = ["make", "-f", str(ROOT / "Makefile"), "-o", ".venv/.ready", "check-remote"]
+CHECK = ["make", "--no-print-directory", "-f", str(ROOT / "Makefile"), "-o", ".venv/.ready", "check-remote"]
 
 
 class Clone(Project):
