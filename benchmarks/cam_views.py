@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import os
 import statistics
 import sys
@@ -33,66 +32,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-import open_clip
 import torch
-from PIL import Image, ImageDraw
 
-from clipdistill import distributed, store
+from clipdistill import store
 from clipdistill.clip import embed, teacher
 from clipdistill.clip.encoder import Embeddings, ImageEncoder
 from clipdistill.clip.pixels import ViewSource
 from clipdistill.clip.preprocessing import ViewTransform
 from clipdistill.clip.views import ViewTable
-from clipdistill.datasets import images
 from clipdistill.datasets.table import ImageTable
 from clipdistill.errors import ClipdistillError, ParamsError
 from clipdistill.work import WORK_ROOT_VARIABLE
-
-LOWEST_COSINE = 0.999
-CPU = torch.device("cpu")
-
-
-def random_teacher(name: str, seed: int) -> teacher.Teacher:
-    """Build a CLIP with random weights.
-
-    Raises:
-        ParamsError: open_clip knows no such architecture.
-    """
-    teacher.register_architectures()
-    if name not in open_clip.list_models():
-        raise ParamsError(f"--model: open_clip knows no {name!r}; `clipdistill models` lists what it knows")
-    torch.manual_seed(seed)
-    model = teacher.create(name).requires_grad_(False)
-    identity = {"model": name, "quick_gelu": False, "weights": teacher.weights_digest(model)}
-    # No text is read here; this tokenizer comes with open_clip, where others are downloaded.
-    return teacher.Teacher(model, open_clip.tokenize, teacher.preprocessing_of(model), 1.0, identity)
-
-
-def draw(width: int, height: int, rng: np.random.Generator) -> Image.Image:
-    """Draw shapes on a gradient under grain, so that a JPEG file costs about what a photo does."""
-    corners = rng.integers(0, 256, (2, 2, 3), dtype=np.uint8)
-    picture = Image.fromarray(corners).resize((width, height), Image.Resampling.BILINEAR)
-    pen = ImageDraw.Draw(picture)
-    for shape in range(12):
-        x, y = rng.uniform(0, width), rng.uniform(0, height)
-        half = rng.uniform(0.05, 0.25) * min(width, height)
-        outline = pen.ellipse if shape % 2 else pen.rectangle
-        outline((x - half, y - half, x + half, y + half), fill=tuple(rng.integers(0, 256, 3).tolist()))
-    grain = rng.normal(0, 12, (height, width, 1))
-    return Image.fromarray((np.asarray(picture) + grain).clip(0, 255).astype(np.uint8))
-
-
-def draw_table(folder: Path, count: int, size: tuple[int, int], rng: np.random.Generator) -> ImageTable:
-    """Write `count` JPEG files of (width, height) pixels, and their image table."""
-    names = [f"{row:06d}.jpg" for row in range(count)]
-    for name in names:
-        draw(*size, rng).save(folder / name, quality=90)
-    contents = [(folder / name).read_bytes() for name in names]
-    widths, heights = (np.full(count, side, dtype=np.int32) for side in size)
-    sizes = np.array([len(content) for content in contents], dtype=np.int64)
-    hashes = [images.content_hash(content) for content in contents]
-    return ImageTable(folder, names, names, widths, heights, sizes, hashes, size[0] * size[1])
+from drawn import draw_table
+from image_tower import (
+    CPU,
+    LOWEST_COSINE,
+    cosines,
+    forward_in_lanes,
+    native_precision,
+    random_teacher,
+    table_of_rates,
+)
+from script import refuse_too_small, report
 
 
 def draw_views(table: ImageTable, mean: int, rng: np.random.Generator) -> ViewTable:
@@ -157,20 +118,8 @@ class Bench:
 
     def forward(self, ready: torch.Tensor) -> None:
         """As many views through the image tower, in batches of the same sizes; normalised values [batch, 3, S, S]."""
-        with self.encoder.lanes(self.lanes) as pool:
-            sizes = [min(self.batch, len(self.views) - start) for start in range(0, len(self.views), self.batch)]
-            for done in [pool.submit(self._embed, ready[:size]) for size in sizes]:
-                done.result()
-
-    def _embed(self, values: torch.Tensor) -> None:
-        with torch.inference_mode():
-            self.cast.model.encode_image(values)
-
-
-def cosines(first: Embeddings, second: Embeddings) -> npt.NDArray[np.float64]:
-    """Cosines between rows of the same index, [V]."""
-    a, b = (rows.astype(np.float64) for rows in (first, second))
-    return (a * b).sum(axis=1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
+        batches = (ready[: len(self.views) - start] for start in range(0, len(self.views), self.batch))
+        forward_in_lanes(self.encoder, self.cast, batches, self.lanes)
 
 
 def measure(bench: Bench, rounds: int, seed: int) -> tuple[dict[str, list[float]], dict[str, float]]:
@@ -254,11 +203,6 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 def table_of(rates: dict[str, list[float]], result: dict[str, Any], kilobytes: float) -> str:
     """Lay the results out as text."""
-    rows = (
-        f"{way:<16}{statistics.median(found):>10.1f}   {min(found):.1f} to {max(found):.1f}"
-        for way, found in rates.items()
-    )
-    table = "\n".join([f"{'way':<16}{'views/s':>10}   range over the rounds", *rows])
     return """\
 {model}, {precision}, batch {batch}, threads {threads}, {rounds} rounds; \
 {views} views of {images} images, JPEG {size[0]} x {size[1]}, {kilobytes:.0f} kB
@@ -268,7 +212,7 @@ def table_of(rates: dict[str, list[float]], result: dict[str, Any], kilobytes: f
 Batched: {times_one_at_a_time:.2f} times one at a time, {share_of_forward:.1%} of the pure forward.
 Lowest cosine between the two embeddings of a view: {lowest_cosine:.6f} \
 (median between neighbouring views: {neighbours_cosine:.6f}).
-""".format(table=table, kilobytes=kilobytes, **result)
+""".format(table=table_of_rates(rates), kilobytes=kilobytes, **result)
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -277,7 +221,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     Raises:
         ParamsError: a number is too small.
     """
-    native = "bf16" if distributed.resolve_precision("auto", CPU) is torch.bfloat16 else "fp32"
+    native = native_precision()
     parser = argparse.ArgumentParser(description="CLIP on CAM views: full batches beside one crop at a time")
     parser.add_argument("--model", default="ViT-B-32", help="an architecture that open_clip knows, or scenes-tiny")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default=native, help=f"default: {native}")
@@ -288,22 +232,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=16, help="views a forward pass, but for one at a time")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch; default: all cores")
     parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args(arguments)
-    for name, value in vars(options).items():
-        lowest = 0 if name == "seed" else 1
-        if name not in ("model", "precision") and np.min(value) < lowest:
-            raise ParamsError(f"--{name}: {value} is too small, {lowest} is the least")
-    return options
+    return refuse_too_small(parser.parse_args(arguments))
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark; returns the exit code."""
-    try:
-        print(json.dumps(run(parse(arguments))))
-    except ClipdistillError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    return 0
+    return report(lambda: run(parse(arguments)))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,6 @@ measured too. The last line is one JSON object.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -37,9 +36,10 @@ import torch
 import pixel_tables
 import pixel_ways
 from clipdistill.clip.preprocessing import Preprocessing
-from clipdistill.errors import ClipdistillError, ParamsError
+from clipdistill.errors import ParamsError
 from clipdistill.params import SnippetViewParams
 from pixel_tables import Table
+from script import refuse_too_small, report
 
 SIZES = ((500, 375), (640, 480))
 ENCODER = "encoder, ms a view"
@@ -159,13 +159,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--encoder-ms", type=float, nargs="+", default=[], help="ms a view of each, in place of timing")
     parser.add_argument("--rounds", type=int, default=25, help="after one that warms up")
     parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args(arguments)
+    options = refuse_too_small(parser.parse_args(arguments))
     options.sizes = list(dict.fromkeys(map(tuple, options.sizes or SIZES)))
-    for name in ("images", "side", "rounds"):
-        if getattr(options, name) < 1:
-            raise ParamsError(f"--{name}: {getattr(options, name)} is too small, 1 is the least")
-    if np.min(options.sizes) < SnippetViewParams().grid or options.seed < 0 or min(options.encoder_ms, default=1) <= 0:
-        raise ParamsError("--size, --seed, --encoder-ms: a side below 3 pixels, a negative seed, or no time at all")
+    if np.min(options.sizes) < SnippetViewParams().grid or min(options.encoder_ms, default=1) <= 0:
+        raise ParamsError("--size, --encoder-ms: a side below 3 pixels, or no time at all")
     if options.encoder_ms and len(options.encoder_ms) != len(options.models):
         raise ParamsError(f"--encoder-ms: {len(options.encoder_ms)} numbers for {len(options.models)} models")
     return options
@@ -173,12 +170,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark; returns the exit code."""
-    try:
-        print(json.dumps(run(parse(arguments))))
-    except ClipdistillError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    return 0
+    return report(lambda: run(parse(arguments)))
 
 
 if __name__ == "__main__":

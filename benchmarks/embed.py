@@ -37,7 +37,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from cam_views import LOWEST_COSINE, cosines, draw_table, random_teacher
 from clipdistill import distributed, store
 from clipdistill.clip import embed, teacher, views
 from clipdistill.clip.encoder import Embeddings, ImageEncoder, default_batch
@@ -45,9 +44,21 @@ from clipdistill.clip.pixels import ViewSource
 from clipdistill.clip.preprocessing import ViewTransform, normalise
 from clipdistill.clip.views import ViewTable
 from clipdistill.datasets.table import ImageTable
-from clipdistill.errors import ClipdistillError, ParamsError
+from clipdistill.errors import ClipdistillError
 from clipdistill.params import SnippetViewParams
 from clipdistill.work import WORK_ROOT_VARIABLE
+from drawn import draw_table
+from image_tower import (
+    CPU,
+    LOWEST_COSINE,
+    cosines,
+    forward,
+    forward_in_lanes,
+    native_precision,
+    random_teacher,
+    table_of_rates,
+)
+from script import refuse_too_small, report
 
 PIPELINE, LANES, CORES, PUBLISHED = "pipeline", "forward, lanes", "forward, cores", "published way"
 
@@ -97,18 +108,12 @@ class Bench:
 
     def in_lanes(self, ready: list[torch.Tensor]) -> None:
         """Batches side by side, each on one core."""
-        with self.encoder.lanes(self.lanes) as pool:
-            for done in [pool.submit(self._forward, batch) for batch in ready]:
-                done.result()
+        forward_in_lanes(self.encoder, self.cast, ready, self.lanes)
 
     def on_all_cores(self, ready: list[torch.Tensor]) -> None:
         """One batch after the other, each on all cores."""
         for batch in ready:
-            self._forward(batch)
-
-    def _forward(self, values: torch.Tensor) -> None:
-        with torch.inference_mode():
-            self.cast.model.encode_image(values)
+            forward(self.cast, batch)
 
     def published_way(self) -> Embeddings:
         """Image by image in fp32; float16 [published, 1 + R, D], and a file for each image."""
@@ -215,7 +220,6 @@ def build(options: argparse.Namespace, folder: Path) -> Bench:
     clip = random_teacher(options.model, options.seed)
     table = draw_table(folder / "images", options.images, options.size, np.random.default_rng(options.seed))
     cast = replace(clip, model=copy.deepcopy(clip.model))
-    device = torch.device("cpu")
     kinds = {
         "global": (views.whole(table), ViewTransform(clip.preprocessing, "open_clip")),
         "snippets": (
@@ -223,8 +227,8 @@ def build(options: argparse.Namespace, folder: Path) -> Bench:
             ViewTransform(clip.preprocessing, "squash"),
         ),
     }
-    batch = options.batch or default_batch(clip.preprocessing.size, device)
-    encoder = ImageEncoder(cast, options.precision, device)
+    batch = options.batch or default_batch(clip.preprocessing.size, CPU)
+    encoder = ImageEncoder(cast, options.precision, CPU)
     published = -(-options.images // options.published_share)
     workers = -(-options.threads // 2)
     return Bench(clip, cast, encoder, table, kinds, batch, options.threads, workers, published, folder)
@@ -308,11 +312,6 @@ the first, {peak_mb[0]:.0f} and {peak_mb[1]:.0f} MB at the height: {times_memory
 
 def table_of(rates: dict[str, list[float]], result: dict[str, Any], kilobytes: float) -> str:
     """Lay the results out as text."""
-    rows = (
-        f"{way:<16}{statistics.median(found):>10.1f}   {min(found):.1f} to {max(found):.1f}"
-        for way, found in rates.items()
-    )
-    table = "\n".join([f"{'way':<16}{'views/s':>10}   range over the rounds", *rows])
     return """\
 {model}, {precision}, batch {batch}, {threads} threads, {rounds} rounds; \
 {views} views of {images} images, JPEG {size[0]} x {size[1]}, {kilobytes:.0f} kB
@@ -321,7 +320,7 @@ def table_of(rates: dict[str, list[float]], result: dict[str, Any], kilobytes: f
 
 The pipeline: {share_of_forward:.1%} of the faster pure forward, {times_published_way:.2f} times the published way.
 Lowest cosine of a view's embedding to that in fp32: {lowest_cosine:.6f}.""".format(
-        table=table, kilobytes=kilobytes, **result
+        table=table_of_rates(rates), kilobytes=kilobytes, **result
     )
 
 
@@ -331,7 +330,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     Raises:
         ParamsError: a number is too small.
     """
-    native = "bf16" if distributed.resolve_precision("auto", torch.device("cpu")) is torch.bfloat16 else "fp32"
+    native = native_precision()
     parser = argparse.ArgumentParser(description="From JPEG files to a Zarr array, beside the encoder alone")
     parser.add_argument("--model", default="ViT-B-32", help="an architecture that open_clip knows, or scenes-tiny")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default=native, help=f"default: {native}")
@@ -346,22 +345,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--memory-model", default="scenes-tiny", help="for the comparison of memory")
     parser.add_argument("--embed-only", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args(arguments)
-    for name, value in vars(options).items():
-        lowest = 0 if name == "seed" else 1
-        if isinstance(value, int | tuple | list) and np.min(value) < lowest:
-            raise ParamsError(f"--{name.replace('_', '-')}: {value} is too small, {lowest} is the least")
-    return options
+    return refuse_too_small(parser.parse_args(arguments))
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark; returns the exit code."""
-    try:
-        print(json.dumps(run(parse(arguments))))
-    except ClipdistillError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    return 0
+    return report(lambda: run(parse(arguments)))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ of seconds, and with --threads 1 none of them are spent in waiting. The last lin
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
 import resource
@@ -41,11 +40,12 @@ import torch.nn.functional as F
 from clipdistill import store
 from clipdistill.clip.similarity import write_similarity
 from clipdistill.datasets.table import ImageTable
-from clipdistill.errors import ClipdistillError, ParamsError
+from clipdistill.errors import ClipdistillError
 from clipdistill.layout import Blocks
 from clipdistill.params import Params
 from clipdistill.stage import Paths
 from clipdistill.training import pseudo_label
+from script import refuse_too_small, report
 
 DATASET = Params().dataset.name
 TEACHER = {"model": "random", "weights": "random", "quick_gelu": False, "logit_scale": 100.0}
@@ -255,11 +255,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--width", type=int, default=512, help="of the embeddings")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of torch; default: all cores")
-    options = parser.parse_args(arguments)
-    for name, value in vars(options).items():
-        if value < 1:
-            raise ParamsError(f"--{name}: {value} is too small, 1 is the least")
-    return options
+    return refuse_too_small(parser.parse_args(arguments))
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
@@ -273,12 +269,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark; returns the exit code."""
-    try:
-        print(json.dumps(run(parse(arguments))))
-    except ClipdistillError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    return 0
+    return report(lambda: run(parse(arguments)))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 
 import pixel_ways
-from cam_views import draw_table, random_teacher
 from clipdistill.clip import views
 from clipdistill.clip.encoder import ImageEncoder
 from clipdistill.clip.preprocessing import Pixels, Preprocessing, normalise
@@ -21,6 +20,8 @@ from clipdistill.datasets import images
 from clipdistill.datasets.table import ImageTable
 from clipdistill.errors import ClipdistillError, ParamsError
 from clipdistill.params import SnippetViewParams
+from drawn import draw_table
+from image_tower import random_teacher
 
 # Views a forward pass: as fast a view as more of them, or faster, on one core.
 BATCH = 16

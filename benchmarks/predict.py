@@ -31,14 +31,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from cam_views import draw
 from clipdistill import distributed
 from clipdistill.application import console
 from clipdistill.application.predict import Listed, predict_files
 from clipdistill.application.student import BATCH, Student
-from clipdistill.errors import ClipdistillError, ParamsError
+from clipdistill.errors import ClipdistillError
 from clipdistill.params import StudentParams
 from clipdistill.students import classifier, model_folder
+from drawn import draw
+from script import refuse_too_small, report
 
 CLASSES = 20
 
@@ -170,21 +171,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3, help="after one that warms up")
     parser.add_argument("--threads", type=int, default=distributed.cores(), help="of torch, and that decode")
     parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args(arguments)
-    for name in ("image_size", "images", "size", "rounds", "threads"):
-        if np.min(getattr(options, name)) < 1:
-            raise ParamsError(f"--{name.replace('_', '-')}: {getattr(options, name)} is too small, 1 is the least")
-    return options
+    return refuse_too_small(parser.parse_args(arguments))
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark; returns the exit code."""
-    try:
-        print(json.dumps(run(parse(arguments))))
-    except ClipdistillError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    return 0
+    return report(lambda: run(parse(arguments)))
 
 
 if __name__ == "__main__":

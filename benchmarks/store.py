@@ -22,7 +22,6 @@ directions compress less than embeddings of images do. The last line is one JSON
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import statistics
@@ -38,8 +37,9 @@ import numpy as np
 
 import layouts
 from clipdistill import store
-from clipdistill.errors import ClipdistillError, ParamsError
+from clipdistill.errors import ClipdistillError
 from clipdistill.work import WORK_ROOT_VARIABLE
+from script import refuse_too_small, report
 
 FIGURES = ("write_s", "read_s", "image_ms", "bytes", "files", "dvc_add_s", "dvc_push_s")
 RANDOM_IMAGES = 100
@@ -205,22 +205,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--chunk-kib", type=int, nargs="+", default=[64, 256, 1_024], help="chunks, uncompressed")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args(arguments)
-    for name, value in vars(options).items():
-        lowest = 0 if name == "seed" else 1
-        if np.min(value) < lowest:
-            raise ParamsError(f"--{name.replace('_', '-')}: {value} is too small, {lowest} is the least")
-    return options
+    return refuse_too_small(parser.parse_args(arguments))
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark; returns the exit code."""
-    try:
-        print(json.dumps(run(parse(arguments))))
-    except ClipdistillError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    return 0
+    return report(lambda: run(parse(arguments)))
 
 
 if __name__ == "__main__":

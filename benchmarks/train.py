@@ -38,7 +38,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cam_views import draw_table
 from clipdistill import distributed
 from clipdistill.errors import ClipdistillError, ParamsError
 from clipdistill.methods import ccd
@@ -50,6 +49,8 @@ from clipdistill.training.predict import autocast
 from clipdistill.training.progress import TrainingProgress
 from clipdistill.training.regime import Regime
 from clipdistill.work import WORK_ROOT_VARIABLE
+from drawn import draw_table
+from script import refuse_too_small
 
 # The demo's.
 CLASSES, JPEG = 12, 192
@@ -270,10 +271,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--processes", type=int, default=1, help="more: the loop under DDP, too")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--timed", help=argparse.SUPPRESS)
-    options = parser.parse_args(arguments)
-    for name in ("size", "stride", "batch", "images", "rounds", "threads", "processes"):
-        if getattr(options, name) < 1:
-            raise ParamsError(f"--{name}: {getattr(options, name)} is too small, 1 is the least")
+    options = refuse_too_small(parser.parse_args(arguments))
     if options.images < options.batch:
         raise ParamsError(f"--images: {options.images} do not fill a batch of {options.batch}")
     return options
