@@ -20,6 +20,7 @@ from clipdistill.datasets.table import ImageTable
 from clipdistill.errors import ParamsError, TeacherError
 from clipdistill.methods import cdul
 from clipdistill.params import ClipParams, Params
+from clipdistill.training.pseudo_label import resolve_temperature
 
 _BATCH = 64
 
@@ -93,13 +94,12 @@ def ask_teacher(image: Path, names: list[str], params: Params, compute: distribu
     clip = teacher.load(params.clip)
     text = embed_prompts(clip, names, params.prompts.templates)
     encoder = ImageEncoder(clip, params.clip.precision, device)
-    temperature = params.pseudo_label.temperature
-    divisor = 1.0 / clip.logit_scale if temperature == "model" else temperature
+    temperature = resolve_temperature(params.pseudo_label, {"logit_scale": clip.logit_scale})
 
     def scores(boxes: ViewTable, resize: Resize) -> torch.Tensor:
         pixels = torch.from_numpy(ViewTransform(clip.preprocessing, resize)(photo, boxes.box))
         found = np.concatenate([encoder(part) for part in torch.split(pixels, _BATCH)])
-        return cdul.scores(F.normalize(torch.from_numpy(found).float(), dim=-1) @ text.T, divisor)
+        return cdul.scores(F.normalize(torch.from_numpy(found).float(), dim=-1) @ text.T, temperature)
 
     table = _table_of_one(photo.width, photo.height)
     cells = views.snippets(table, params.views.snippets)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +9,13 @@ import torch
 
 from clipdistill import distributed, store
 from clipdistill.application import console
-from clipdistill.application.image_files import batches
 from clipdistill.application.student import BATCH, Scores, Student
 from clipdistill.datasets.images import UnreadableImageError
 from clipdistill.datasets.table import ImageTable, Labels, read_labels
 from clipdistill.errors import ArtifactError, DataError, ParamsError
 from clipdistill.evaluation import thresholds
 from clipdistill.evaluation.metrics import figures_at, mean_average_precision
+from clipdistill.evaluation.report import rounded
 from clipdistill.students import model_folder
 
 Figures = dict[str, float | None]
@@ -79,21 +78,17 @@ def _labels(path: Path, table: ImageTable, classes: list[str]) -> Labels:
 
 
 def _scores(student: Student, table: ImageTable, compute: distributed.Compute) -> Scores:
-    rows, found = list(range(len(table))), []
-    size, batch_size = student.image_size, compute.batch_size or BATCH
+    rows, found = range(len(table)), []
     with console.progress(len(table), "images", free=True) as advance:
-        for batch in batches(rows, table.open, size, batch_size, compute.worker_count()):
-            pixels = []
-            for _, read in batch:
-                if isinstance(read, UnreadableImageError):
-                    raise read
-                pixels.append(read)
-                advance(True)
-            found.append(student.score(torch.from_numpy(np.stack(pixels))))
-    return np.concatenate(found)
+        for _, scores in student.stream(rows, compute.batch_size or BATCH, compute.worker_count(), table.open):
+            if isinstance(scores, UnreadableImageError):
+                raise scores
+            found.append(scores)
+            advance(True)
+    return np.stack(found)
 
 
 def _figures(scores: Scores, labels: Labels, chosen: list[float]) -> Figures:
-    report = figures_at(scores, labels, chosen)
-    figures = {"mAP": mean_average_precision(scores, labels)[0], "CF1": report["CF1"], "OF1": report["OF1"]}
-    return {name: round(value, 2) if math.isfinite(value) else None for name, value in figures.items()}
+    found = figures_at(scores, labels, chosen)
+    figures = {"mAP": mean_average_precision(scores, labels)[0], "CF1": found["CF1"], "OF1": found["OF1"]}
+    return {name: rounded(value) for name, value in figures.items()}

@@ -10,7 +10,7 @@ prediction.scores    # float32 [2, C]
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self, TypeVar
@@ -32,7 +32,7 @@ BATCH = 64
 """Images a forward pass, where nothing else is asked for."""
 
 Scores = npt.NDArray[np.float32]
-Source = TypeVar("Source", bound=ImageLike)
+Source = TypeVar("Source")
 
 # What can be run through, and is one image all the same; bytes are none, and are refused as one.
 _ONE = (str, bytes, os.PathLike, Image.Image, np.ndarray)
@@ -157,14 +157,19 @@ class Student:
         return self.prediction(np.stack(found) if found else np.empty((0, len(self.classes)), np.float32))
 
     def stream(
-        self, sources: Sequence[Source], batch_size: int, workers: int
+        self,
+        sources: Sequence[Source],
+        batch_size: int,
+        workers: int,
+        opened: Callable[[Source], Image.Image] = open_image,  # type: ignore[assignment]
     ) -> Iterator[tuple[Source, Scores | UnreadableImageError]]:
         """Score images one batch after the other, in their order, for as many as there may be.
 
         Args:
-            sources: N images.
+            sources: N images, or what `opened` makes images of.
             batch_size: images a forward pass.
             workers: threads that decode.
+            opened: opens one; called in a thread.
 
         Yields:
             An image and its scores, float32 [C], or what was wrong with it.
@@ -175,7 +180,7 @@ class Student:
         for name, value in (("batch_size", batch_size), ("workers", workers)):
             if value < 1:
                 raise ParamsError(f"{name} must be at least 1, but is {value}")
-        for batch in batches(sources, open_image, self.image_size, batch_size, workers):
+        for batch in batches(sources, opened, self.image_size, batch_size, workers):
             pixels = [read for _, read in batch if not isinstance(read, UnreadableImageError)]
             rows = iter(self.score(torch.from_numpy(np.stack(pixels))) if pixels else ())
             for source, read in batch:

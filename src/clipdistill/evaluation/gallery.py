@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from clipdistill.evaluation.heat import HEAT
+from clipdistill.evaluation.heat import coloured, scaled
 
 Kind = Literal["right", "wrong", "missed", "predicted", "below"]
 Scores = npt.NDArray[np.float32]
@@ -200,15 +200,11 @@ def heatmap(cam: npt.NDArray[np.float32], score: float) -> bytes:
     Returns:
         PNG of 24 x 24 pixels, 48 colours; about a kilobyte.
     """
-    values = cam.astype(np.float64) - float(cam.min())
-    small = Image.fromarray((values / (values.max() or 1.0)).astype(np.float32))
-    levels = np.asarray(small.resize((_HEAT_SIDE, _HEAT_SIDE), Image.Resampling.BICUBIC)).clip(0.0, 1.0)
+    levels = np.asarray(scaled(cam).resize((_HEAT_SIDE, _HEAT_SIDE), Image.Resampling.BICUBIC)).clip(0.0, 1.0)
     picture = Image.fromarray((levels * (_HEAT_LEVELS - 1)).round().astype(np.uint8), "P")
     shares = np.linspace(0, 1, _HEAT_LEVELS)
     # By the root of the score: thresholds are often far below 0.5, and what is predicted there should be seen.
-    heat = shares * score**0.5 * (len(HEAT) - 1)
-    colours = np.stack([np.interp(heat, range(len(HEAT)), part) for part in HEAT.T], axis=-1)
-    picture.putpalette(colours.round().astype(np.uint8).tobytes())
+    picture.putpalette(coloured(shares * score**0.5).round().astype(np.uint8).tobytes())
     opacity = (shares * (_FAINTEST + score * (_DENSEST - _FAINTEST))).round().astype(np.uint8)
     stream = io.BytesIO()
     picture.save(stream, "PNG", optimize=True, transparency=opacity.tobytes())

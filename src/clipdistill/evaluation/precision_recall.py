@@ -5,14 +5,12 @@ N images, C classes, K points.
 
 from __future__ import annotations
 
-import csv
-import io
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from clipdistill import store
+from clipdistill.evaluation.csv_file import write_csv
 
 POINTS = 100
 """Points of a curve at most."""
@@ -51,10 +49,5 @@ def micro_curve(scores: npt.NDArray[np.float32], labels: npt.NDArray[np.int8], p
 
 def write(path: Path, curve: Curve) -> None:
     """Write a curve as CSV with the columns recall, precision (percent) and threshold; a header alone for none."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["recall", "precision", "threshold"])
-    writer.writerows(
-        [f"{recall:.2f}", f"{precision:.2f}", f"{threshold:.6g}"] for recall, precision, threshold in curve
-    )
-    store.write_atomically(path, text.getvalue().encode())
+    rows = [[f"{recall:.2f}", f"{precision:.2f}", f"{threshold:.6g}"] for recall, precision, threshold in curve]
+    write_csv(path, ["recall", "precision", "threshold"], rows)

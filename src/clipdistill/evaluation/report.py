@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clipdistill import store
+from clipdistill.evaluation.csv_file import write_csv
 from clipdistill.evaluation.metrics import EmptyClass, evaluate, figures_at, mean_average_precision
 from clipdistill.evaluation.thresholds import best_f1
 from clipdistill.params import EvaluateParams
@@ -39,9 +38,9 @@ class Epochs:
         best = int(np.argmax(np.nan_to_num(means)))
         return {
             "epoch": self.chosen,
-            "last_mAP": _rounded(means[-1]),
+            "last_mAP": rounded(means[-1]),
             "last_epoch": len(means),
-            "oracle_mAP": _rounded(means[best]),
+            "oracle_mAP": rounded(means[best]),
             "oracle_epoch": best + 1,
             "oracle_uses_labels": True,
         }
@@ -63,10 +62,11 @@ def threshold_figures(
     """
     chosen = {"own": own, "oracle": best_f1(scores, labels).tolist()}
     figures = {name: figures_at(scores, labels, values) for name, values in chosen.items() if values is not None}
-    return {name: {key: _rounded(found[key]) for key in ("CF1", "OF1")} for name, found in figures.items()}
+    return {name: {key: rounded(found[key]) for key in ("CF1", "OF1")} for name, found in figures.items()}
 
 
-def _rounded(value: float) -> float | None:
+def rounded(value: float) -> float | None:
+    """A figure as metrics files have it: two decimals; None for one that is not known."""
     return round(value, 2) if math.isfinite(value) else None
 
 
@@ -99,10 +99,5 @@ def write(
     if epochs is not None:
         content["val"] |= epochs.figures(labels, params.empty_class)
     store.write_json(metrics, content)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["class", "AP"])
-    for name, precision in result.average_precision.items():
-        if not math.isnan(precision):
-            writer.writerow([name, f"{precision:.2f}"])
-    store.write_atomically(per_class, text.getvalue().encode())
+    known = [(name, value) for name, value in result.average_precision.items() if not math.isnan(value)]
+    write_csv(per_class, ["class", "AP"], [[name, f"{value:.2f}"] for name, value in known])

@@ -58,7 +58,7 @@ def collect(params: Params) -> Gallery | None:
     threshold = params.evaluate.threshold
     chosen = gallery.choose(found[judge].scores, truth, found[judge].thresholds(threshold))
     rows = sorted(row for part in chosen.values() for row in part)
-    said = {method: _say(method, scored, truth, rows, names, params) for method, scored in found.items()}
+    said = {method: _say(method, scored, table, truth, rows, names, params) for method, scored in found.items()}
     groups = [
         Group(title, [_picture(table, row, {method: each[row] for method, each in said.items()}) for row in part])
         for title, part in chosen.items()
@@ -79,15 +79,14 @@ def _scored(path: Path, table: ImageTable) -> _Scored | None:
 
 
 def _say(
-    method: str, scored: _Scored, truth: Labels, rows: list[int], names: list[str], params: Params
+    method: str, scored: _Scored, table: ImageTable, truth: Labels, rows: list[int], names: list[str], params: Params
 ) -> dict[int, Said]:
     """Tags of the chosen images, by row; of a student with their maps."""
-    paths = Paths(params.dataset.name)
-    table = ImageTable.load(paths.table("val"))
+    model = Paths(params.dataset.name).model(method)
     thresholds = scored.thresholds(params.evaluate.threshold)
     said = {row: gallery.tags(scored.scores[row], truth[row], names, thresholds) for row in rows}
-    if (paths.model(method) / model_folder.CARD).exists():
-        pointer = Pointer(paths.model(method), params.ccd.localize, distributed.Compute.load())
+    if (model / model_folder.CARD).exists():
+        pointer = Pointer(model, params.ccd.localize, distributed.Compute.load())
         images = ImageSource(table, pointer.image_size, "none", workers=1)
         places = [(row, tag.column) for row in rows for tag in said[row].tags]
         wanted = torch.tensor(places, dtype=torch.int64).reshape(-1, 2)
