@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from toy_training import CLASSES, COMPUTE, SoftLabels, Toy, contents, make_table, soft_labels, train
+from toy_training import CLASSES, COMPUTE, STUDENT, SoftLabels, Toy, contents, make_table, soft_labels, train
 
 from clipdistill import store
 from clipdistill.errors import ArtifactError, ClipdistillError, DataError, ParamsError
@@ -29,6 +29,24 @@ def test_writes_a_student_that_loads_and_scores_its_images(toy: Toy, tmp_path: P
     assert scores.dtype == np.float32
     assert ((scores > 0) & (scores < 1)).all()
     assert not contents(work_root)
+
+
+def test_thresholds_of_a_student_that_is_only_gone_on_from_are_not_chosen(toy: Toy, tmp_path: Path) -> None:
+    for name, asked in (("at work", True), ("gone on from", False)):
+        training.train_student(
+            toy[0],
+            soft_labels(toy[1]),
+            CLASSES,
+            student=STUDENT,
+            recipe=RecipeParams(epochs=1, batch_size=8, precision="fp32"),
+            supervision=FixedLabels(),
+            outputs=training.Outputs(tmp_path / name, thresholds=asked),
+            compute=COMPUTE,
+        )
+    chosen, default = (model_folder.read_card(tmp_path / name) for name in ("at work", "gone on from"))
+    assert chosen.sha256 == default.sha256
+    assert chosen.thresholds != [0.5] * 3
+    assert (default.thresholds, default.calibration) == ([0.5] * 3, {})
 
 
 def test_equal_inputs_give_equal_bytes(toy: Toy, tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def _train(update: int, out: Path, params: Params, compute: distributed.Compute)
         epochs=params.ccd.train.round_epochs,
         turn=update,
         supervision=WeightedLabels(labels.weight),
-        outputs=Outputs(out),
+        outputs=Outputs(out, thresholds=False),
         regime=Regime(start=paths.ccd_student(update - 1), boost=params.ccd.train.boost),
         stage="round/ccd",
         compute=compute,

@@ -36,7 +36,7 @@ def warm_up(params: Params, command: list[str]) -> None:
             CcdLabels.read(paths.ccd_labels(0), table).labels.numpy(),
             epochs=params.ccd.train.warmup_epochs,
             supervision=FixedLabels(),
-            outputs=Outputs(paths.ccd_student(0)),
+            outputs=Outputs(paths.ccd_student(0), thresholds=False),
             regime=Regime(boost=params.ccd.train.boost),
             stage="warmup/ccd",
             compute=compute,

@@ -54,12 +54,15 @@ class Outputs:
         epochs: artifact of the evaluation images' scores: `scores` float32 [E, M, C], one matrix an epoch where a
             stopping rule chooses and there is ground truth (else E is 0), and `chosen` int64 [1], the epoch of the
             student that was kept, from 1; None: not written.
+        thresholds: whether they are chosen for the student, which takes a pass over the images; those of one that is
+            only gone on from are never asked for, and stay at 0.5.
     """
 
     model: Path
     labels: Path | None = None
     curves: Path | None = None
     epochs: Path | None = None
+    thresholds: bool = True
 
 
 def train_student(
@@ -118,10 +121,10 @@ def train_student(
         trainer = Trainer(task, machine, folder, outputs.curves)
         trainer.run()
         chosen = trainer.choose_student()
-        scores, learnt = trainer.score()
+        scored = trainer.score() if outputs.thresholds else None
         if distributed.rank() == 0:
-            best = thresholds.best_f1(scores.numpy(), learnt.numpy())
-            _write(trainer.student, task, classes, provenance, outputs, folder, chosen, best.tolist())
+            best = None if scored is None else thresholds.best_f1(*(matrix.numpy() for matrix in scored)).tolist()
+            _write(trainer.student, task, classes, provenance, outputs, folder, chosen, best)
         distributed.barrier()
 
 
@@ -194,7 +197,7 @@ def _write(
     outputs: Outputs,
     folder: Path,
     chosen: int,
-    best: list[float],
+    best: list[float] | None,
 ) -> None:
     every = range(1, task.recipe.epochs + 1)
     if outputs.labels is not None:
@@ -209,7 +212,8 @@ def _write(
         known = ruled and truth.val is not None and truth.val_table is not None
         scores = checkpoint.read_states(folder, "scores", list(every)) if known else np.empty((0, 0, 0), np.float32)
         store.write_group(outputs.epochs, {"scores": scores, "chosen": np.array([chosen])}, provenance)
-    calibration = {"rule": thresholds.RULE, "labels": "the labels that the student learned from"}
+    learnt = {"rule": thresholds.RULE, "labels": "the labels that the student learned from"}
+    calibration = None if best is None else learnt
     card = model_folder.Card.of(student, task.student, task.supervision.head, classes, provenance, best, calibration)
     model_folder.save(outputs.model, student, card)
     shutil.rmtree(folder)
