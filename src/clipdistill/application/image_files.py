@@ -5,9 +5,8 @@ from __future__ import annotations
 import glob
 import logging
 import os
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeAlias, TypeVar
 
@@ -16,6 +15,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from clipdistill.datasets import images
+from clipdistill.datasets.ahead import ahead
 from clipdistill.datasets.images import UnreadableImageError
 from clipdistill.params import DatasetParams
 from clipdistill.students import preprocessing
@@ -29,9 +29,6 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Read: TypeAlias = "Pixels | UnreadableImageError"
-
-# Batches that are decoded while the network works on the one before.
-_AHEAD = 3
 
 # What may follow height and width: gray, RGB, RGBA.
 _CHANNELS = ((), (3,), (4,))
@@ -117,28 +114,15 @@ def batches(
         batch_size: images a batch.
         workers: threads.
 
-    Yields:
+    Returns:
         Each source of a batch with its pixels, uint8 [3, S, S], or with what was wrong; in their order.
     """
 
-    def read(source: T) -> Read:
+    def read(source: T) -> tuple[T, Read]:
         try:
-            return preprocessing.resize(opened(source), size)
+            return source, preprocessing.resize(opened(source), size)
         except UnreadableImageError as error:
-            return error
+            return source, error
 
-    pool = ThreadPoolExecutor(workers)
-    waiting: deque[list[tuple[T, Future[Read]]]] = deque()
-    try:
-        for start in range(0, len(sources), batch_size):
-            waiting.append([(source, pool.submit(read, source)) for source in sources[start : start + batch_size]])
-            if len(waiting) > _AHEAD:
-                yield _read(waiting.popleft())
-        while waiting:
-            yield _read(waiting.popleft())
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _read(batch: list[tuple[T, Future[Read]]]) -> list[tuple[T, Read]]:
-    return [(source, future.result()) for source, future in batch]
+    parts = (sources[start : start + batch_size] for start in range(0, len(sources), batch_size))
+    return ahead(parts, read, workers)

@@ -74,14 +74,14 @@ class ViewSource:
         views: V views of them.
         transform: box to pixels.
         threads: that decode, crop and resize.
-        page_locked: whether batches lie in memory that a GPU can copy from while it computes.
+        pinned: give batches in page-locked memory, which a GPU copies while it computes.
     """
 
     table: ImageTable
     views: ViewTable
     transform: ViewTransform
     threads: int
-    page_locked: bool = False
+    pinned: bool = False
 
     def batches(self, ranges: Sequence[tuple[int, int]], size: int) -> Iterator[Batch]:
         """Views of row ranges in order, as full batches; the last of a range is what is left.
@@ -120,7 +120,7 @@ class ViewSource:
     ) -> tuple[Batch, _OpenImage | None]:
         """Have a batch filled; `image` is the last one of the batch before, and so is the one returned."""
         side = self.transform.size
-        pixels = torch.empty((stop - start, side, side, 3), dtype=torch.uint8, pin_memory=self.page_locked)
+        pixels = torch.empty((stop - start, side, side, 3), dtype=torch.uint8, pin_memory=self.pinned)
         batch = Batch(start, stop, pixels)
         for row in range(*self.views.images_of(start, stop)):
             low, high = max(start, int(self.views.offset[row])), min(stop, int(self.views.offset[row + 1]))

@@ -193,7 +193,7 @@ class _Embedding:
         name = f"embed@{self._kind}" + (f" (process {rank + 1} of {world})" if world > 1 else "")
         with _progress(name, total, logger.isEnabledFor(logging.INFO)) as advance:
             for job, share in zip(self.jobs, shares, strict=True):
-                source = ViewSource(job.request.table, job.request.views, transform, workers, page_locked=on_gpu)
+                source = ViewSource(job.request.table, job.request.views, transform, workers, pinned=on_gpu)
                 embed.fill(job.work, share, source, encoder, batch, lanes, advance)
 
     def wait(self) -> None:

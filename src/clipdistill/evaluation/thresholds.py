@@ -52,8 +52,9 @@ def best_f1(scores: npt.NDArray[Any], labels: npt.NDArray[Any]) -> Floats:
         return np.full(scores.shape[1], DEFAULT)
     order = np.argsort(-scores, axis=0, kind="stable")
     ranked = np.take_along_axis(scores, order, axis=0).astype(np.float64)
-    known = np.take_along_axis(labels, order, axis=0) >= 0
-    weight = np.take_along_axis(labels, order, axis=0).astype(np.float64) * known
+    own = np.take_along_axis(labels, order, axis=0)
+    known = own >= 0
+    weight = own.astype(np.float64) * known
     predicted, found = known.cumsum(axis=0), weight.cumsum(axis=0)
     positives, images = found[-1], predicted[-1]
     f1 = 2 * found / np.maximum(predicted + positives, 1)

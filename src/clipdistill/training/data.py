@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Literal
 
 import numpy as np
@@ -16,6 +13,7 @@ import torch
 from torch import Tensor
 
 from clipdistill import distributed
+from clipdistill.datasets.ahead import ahead
 from clipdistill.datasets.table import ImageTable
 from clipdistill.students import preprocessing
 
@@ -27,8 +25,8 @@ Cache = Literal["auto", "memory", "none"]
 # What `auto` keeps in memory, bytes.
 MEMORY_LIMIT = 4_000_000_000
 
-# Batches that are decoded while the network works on the one before.
-_AHEAD = 3
+# Images handed to the threads together, where all are decoded.
+_CHUNK = 64
 
 _ORDER = 1
 
@@ -36,7 +34,7 @@ _ORDER = 1
 class ImageSource:
     """Images of a table, decoded and resized to the student's input.
 
-    Threads do the decoding: Pillow and the hash let go of the interpreter's lock.
+    Threads do the decoding, a few batches ahead of the network.
 
     Args:
         table: N images.
@@ -72,22 +70,13 @@ class ImageSource:
             for rows in batches:
                 yield torch.index_select(self._pixels, 0, torch.from_numpy(rows), out=self._batch(len(rows)))
             return
-        with _pool(self._workers) as pool:
-            waiting: deque[list[Future[preprocessing.Pixels]]] = deque()
-            for rows in batches:
-                waiting.append([pool.submit(self._decode, int(row)) for row in rows])
-                if len(waiting) > _AHEAD:
-                    yield self._joined(waiting.popleft())
-            while waiting:
-                yield self._joined(waiting.popleft())
+        for images in ahead((rows.tolist() for rows in batches), self._decode, self._workers):
+            batch = self._batch(len(images))
+            np.stack(images, out=batch.numpy())
+            yield batch
 
     def _batch(self, images: int) -> Tensor:
         return torch.empty((images, 3, self._size, self._size), dtype=torch.uint8, pin_memory=self._pinned)
-
-    def _joined(self, images: list[Future[preprocessing.Pixels]]) -> Tensor:
-        batch = self._batch(len(images))
-        np.stack([image.result() for image in images], out=batch.numpy())
-        return batch
 
     def _decode(self, row: int) -> preprocessing.Pixels:
         return preprocessing.resize(self._table.open(row), self._size)
@@ -100,22 +89,12 @@ class ImageSource:
         def fill(row: int) -> None:
             pixels[row - start] = self._decode(row)
 
-        with _pool(self._workers) as pool:
-            for _ in pool.map(fill, range(start, stop)):
-                pass
+        chunks = (range(low, min(low + _CHUNK, stop)) for low in range(start, stop, _CHUNK))
+        for _ in ahead(chunks, fill, self._workers):
+            pass
         whole = distributed.gather_rows(torch.from_numpy(pixels), len(self))
         logger.info("decoded %d images in %.1f s", len(self), time.monotonic() - begin)
         return whole
-
-
-@contextmanager
-def _pool(workers: int) -> Iterator[ThreadPoolExecutor]:
-    """A pool that drops what is waiting when its block ends early."""
-    pool = ThreadPoolExecutor(workers)
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def epoch_batches(images: int, batch_size: int, seed: int, epoch: int, smallest: int = 2) -> list[Rows]:
