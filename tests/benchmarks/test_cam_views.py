@@ -8,24 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from clipdistill.work import WORK_ROOT_VARIABLE
 from opened_images import record_opened
 
-TOP = Path(__file__).resolve().parents[2]
+SCRIPT = "cam_views"
 IMAGES, ROUNDS, BATCH = 5, 2, 4
 TINY = (
     f"--model scenes-tiny --precision fp32 --images {IMAGES} --views 2 --size 80 60 --batch {BATCH} --threads 1".split()
 )
-
-
-@pytest.fixture
-def benchmark(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
-    monkeypatch.syspath_prepend(TOP / "benchmarks")
-    # The script sets it to a folder of its own; this sets it back.
-    monkeypatch.setenv(WORK_ROOT_VARIABLE, str(tmp_path / "work"))
-    import cam_views
-
-    return cam_views
 
 
 def test_last_line_says_what_was_measured(benchmark: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:

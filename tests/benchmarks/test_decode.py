@@ -1,23 +1,14 @@
 """The benchmark of decoders and resizes: its last line, its arithmetic, and that unlike pixels are told apart."""
 
 import json
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 
-TOP = Path(__file__).resolve().parents[2]
+SCRIPT = "decode"
 IMAGES, ROUNDS, SIDE = 2, 2, 64
 TINY = f"--images {IMAGES} --rounds {ROUNDS} --side {SIDE} --size 80 60 --size 150 140 --models scenes-tiny".split()
-
-
-@pytest.fixture
-def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(TOP / "benchmarks")
-    import decode
-
-    return decode
 
 
 def test_last_line_says_what_was_measured(benchmark: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:

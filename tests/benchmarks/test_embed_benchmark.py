@@ -7,22 +7,11 @@ from types import ModuleType
 import pytest
 
 from clipdistill import store
-from clipdistill.work import WORK_ROOT_VARIABLE
 from opened_images import record_opened
 
-TOP = Path(__file__).resolve().parents[2]
+SCRIPT = "embed"
 SETTINGS = "--model scenes-tiny --precision fp32 --images 5 --size 80 60 --grid 2 --batch 4 --threads 1"
 TINY = SETTINGS.split()
-
-
-@pytest.fixture
-def benchmark(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
-    monkeypatch.syspath_prepend(TOP / "benchmarks")
-    # The script sets it to a folder of its own; this sets it back.
-    monkeypatch.setenv(WORK_ROOT_VARIABLE, str(tmp_path / "work"))
-    import embed
-
-    return embed
 
 
 def test_last_line_says_what_was_measured(benchmark: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,15 +12,8 @@ import pytest
 from clipdistill import store
 
 TOP = Path(__file__).resolve().parents[2]
+SCRIPT = "labels"
 TINY = ["--images", "30", "--snippets", "3", "--classes", "5", "--width", "16", "--rounds", "2", "--threads", "1"]
-
-
-@pytest.fixture
-def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(TOP / "benchmarks")
-    import labels
-
-    return labels
 
 
 def test_last_line_says_what_was_measured() -> None:

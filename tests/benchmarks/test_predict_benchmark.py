@@ -6,19 +6,15 @@ from types import ModuleType
 
 import pytest
 
-TOP = Path(__file__).resolve().parents[2]
+SCRIPT = "predict"
 SMALL = ["--backbone", "shufflenet_v2_x0_5", "--image-size", "32", "--images", "5", "--size", "80", "60"]
 
 
-@pytest.fixture
-def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(TOP / "benchmarks")
+@pytest.fixture(autouse=True)
+def machine(monkeypatch: pytest.MonkeyPatch) -> None:
     # The script sets them for the processes it starts; this sets them back.
     for name in ("DEVICE", "THREADS"):
         monkeypatch.setenv(f"CLIPDISTILL_{name}", "1" if name == "THREADS" else "cpu")
-    import predict
-
-    return predict
 
 
 def test_last_line_says_what_was_measured(

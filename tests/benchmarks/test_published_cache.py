@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 TOP = Path(__file__).resolve().parents[2]
+SCRIPT = "published_cache"
 CACHE = TOP / ".." / "shared" / "data" / "voc12_clip_rn50x64.npz"
 needs_cache = pytest.mark.skipif(not CACHE.is_file(), reason=f"{CACHE.name} is not here")
 
@@ -21,14 +22,6 @@ MEASURED = {
     "final, any zeta >= 0.1": (83.85, 84.59),
     "global, temperature 1/100": (84.83, 85.34),
 }
-
-
-@pytest.fixture
-def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.syspath_prepend(TOP / "benchmarks")
-    import published_cache
-
-    return published_cache
 
 
 def made_up(path: Path, **changes: np.ndarray | None) -> Path:

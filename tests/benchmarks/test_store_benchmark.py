@@ -8,21 +8,9 @@ import numpy as np
 import pytest
 import zarr
 
-from clipdistill.work import WORK_ROOT_VARIABLE
-
-TOP = Path(__file__).resolve().parents[2]
+SCRIPT = "store"
 IMAGES, VIEWS, WIDTH = 6, 2, 8
 TINY = f"--images {IMAGES} --views {VIEWS} --width {WIDTH} --shard-rows 4 --chunk-kib 1 --rounds 1".split()
-
-
-@pytest.fixture
-def benchmark(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
-    monkeypatch.syspath_prepend(TOP / "benchmarks")
-    # The script sets it to a folder of its own; this sets it back.
-    monkeypatch.setenv(WORK_ROOT_VARIABLE, str(tmp_path / "work"))
-    import store
-
-    return store
 
 
 @pytest.mark.slow

@@ -8,9 +8,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from clipdistill.work import WORK_ROOT_VARIABLE
-
-TOP = Path(__file__).resolve().parents[2]
+SCRIPT = "train"
 TINY = [
     "--backbone",
     "shufflenet_v2_x0_5",
@@ -29,16 +27,6 @@ TINY = [
     "--precision",
     "fp32",
 ]
-
-
-@pytest.fixture
-def benchmark(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
-    monkeypatch.syspath_prepend(TOP / "benchmarks")
-    # The script sets it to a folder of its own; this sets it back.
-    monkeypatch.setenv(WORK_ROOT_VARIABLE, str(tmp_path / "work"))
-    import train
-
-    return train
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from toy_training import CLASSES, STUDENT, contents, make_table
+from toy_training import CLASSES, STUDENT, compute_here_on_one_thread, contents, make_table
 
 from clipdistill import store
 from clipdistill.datasets.table import ClassName, ImageTable, write_classes, write_labels
@@ -41,9 +41,7 @@ IDS = ["train/a b.jpg", *(f"{row}" for row in range(1, IMAGES))]
 @pytest.fixture
 def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ImageTable:
     """Everything that the pictures are made from, below the present folder."""
-    monkeypatch.chdir(tmp_path)
-    for name in ("DEVICE", "THREADS", "WORKERS"):
-        monkeypatch.setenv(f"CLIPDISTILL_{name}", "cpu" if name == "DEVICE" else "1")
+    compute_here_on_one_thread(tmp_path, monkeypatch)
     made, truth = make_table(tmp_path / "images", IMAGES)
     made.ids[:] = IDS
     truth[2] = -1

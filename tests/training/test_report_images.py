@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from toy_training import CLASSES, STUDENT, make_table
+from toy_training import CLASSES, STUDENT, compute_here_on_one_thread, make_table
 
 from clipdistill import distributed, store
 from clipdistill.datasets.images import UnreadableImageError
@@ -33,9 +33,7 @@ PATHS = Paths(PARAMS.dataset.name)
 @pytest.fixture
 def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ImageTable:
     """Everything that the gallery is made from, below the present folder: two students, and CLIP itself."""
-    monkeypatch.chdir(tmp_path)
-    for name in ("DEVICE", "THREADS", "WORKERS"):
-        monkeypatch.setenv(f"CLIPDISTILL_{name}", "cpu" if name == "DEVICE" else "1")
+    compute_here_on_one_thread(tmp_path, monkeypatch)
     made, truth = make_table(tmp_path / "images", IMAGES)
     made.ids[3] = """an "image" it's"""
     classes = [ClassName(name, name) for name in CLASSES]

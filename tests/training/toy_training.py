@@ -35,6 +35,13 @@ SoftLabels = npt.NDArray[np.float32]
 Toy = tuple[ImageTable, Presence]
 
 
+def compute_here_on_one_thread(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let what follows find its files below a folder, and this machine's settings be those of COMPUTE."""
+    monkeypatch.chdir(folder)
+    for name in ("DEVICE", "THREADS", "WORKERS"):
+        monkeypatch.setenv(f"CLIPDISTILL_{name}", "cpu" if name == "DEVICE" else "1")
+
+
 def make_table(folder: Path, images: int, seed: int = 0) -> Toy:
     """Images of 40 x 30 pixels with a square in the colour of each class present, and the truth int8 [N, 3]."""
     folder.mkdir(parents=True, exist_ok=True)
