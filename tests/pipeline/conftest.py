@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -123,13 +124,38 @@ def make_project(folder: Path) -> Project:
     return project
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest file first, the others of a finished pipeline last: while one process makes it, the rest is run."""
+
+    def turn(item: pytest.Item) -> int:
+        if item.path.name == "test_reruns.py":
+            return 0
+        return 2 if "finished" in getattr(item, "fixturenames", ()) else 1
+
+    items.sort(key=turn)
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """The miniature after one whole run, committed; tests put back what they change."""
-    project = make_project(tmp_path_factory.mktemp("pipeline") / "project")
-    project.ran = project.repro()
-    project.commit()
-    return project
+    """The miniature after one whole run, committed; tests put back what they change.
+
+    It is run once for all processes of tests, and each has a copy.
+    """
+    base = tmp_path_factory.getbasetemp()
+    common = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    pattern, ran = common / "finished", common / "finished.json"
+    with (common / "finished.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not ran.exists():
+            shutil.rmtree(pattern, ignore_errors=True)
+            project = make_project(pattern)
+            stages = project.repro()
+            project.commit()
+            ran.write_text(json.dumps(sorted(stages)))
+    shutil.copytree(pattern, base / "project", symlinks=True)
+    copy = Project(base / "project")
+    copy.ran = set(json.loads(ran.read_text()))
+    return copy
 
 
 @pytest.fixture
