@@ -6,7 +6,7 @@ from sklearn.metrics import f1_score
 
 from clipdistill.evaluation.metrics import figures_at
 from clipdistill.evaluation.report import threshold_figures
-from clipdistill.evaluation.thresholds import DEFAULT, best_f1
+from clipdistill.evaluation.thresholds import DEFAULT, best_f1, two_groups, without_truth
 
 
 def expected_f1(scores: np.ndarray, labels: np.ndarray, threshold: float) -> float:
@@ -97,3 +97,37 @@ def test_the_report_has_own_and_oracle_figures() -> None:
     figures = threshold_figures(scores, labels, [0.35, 0.5])
     assert figures["own"] == {"CF1": pytest.approx(33.33), "OF1": 50.0}
     assert figures["oracle"]["OF1"] == pytest.approx(85.71)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(0, 10_000), st.integers(2, 12))
+def test_no_cut_parts_the_scores_better_than_the_one_chosen(seed: int, images: int) -> None:
+    scores = (np.random.default_rng(seed).integers(0, 6, (images, 3)) / 8).astype(np.float32)
+
+    def between(own: np.ndarray, cut: float) -> float:
+        above = own >= cut
+        return float(above.sum() * (~above).sum() * (own[above].mean() - own[~above].mean()) ** 2)
+
+    for own, threshold in zip(scores.T.astype(float), two_groups(scores), strict=True):
+        cuts = np.unique(own)[1:]
+        if len(cuts):
+            assert between(own, threshold) == pytest.approx(max(between(own, cut) for cut in cuts))
+        else:
+            assert threshold == 0
+
+
+def test_labels_that_promise_too_much_do_not_let_every_score_in() -> None:
+    scores = np.r_[np.full(10, 0.9), np.linspace(0.1, 0.3, 90), np.full(40, 0.01)][:, None]
+    # Soft labels: 0.3 for what is not there, so that their sum promises 37 positives where there are 10.
+    labels = np.r_[np.full(10, 1.0), np.full(90, 0.3), np.zeros(40)][:, None]
+    assert best_f1(scores, labels)[0] < 0.3
+    assert without_truth(scores, labels)[0] == pytest.approx(0.6)
+
+
+def test_labels_that_ask_for_less_than_two_groups_are_heard() -> None:
+    scores = np.array([[0.9], [0.6], [0.5], [0.1], [0.1]])
+    labels = np.array([[1.0], [0.0], [0.0], [0.0], [0.0]])
+    assert two_groups(scores)[0] == pytest.approx(0.3)
+    assert without_truth(scores, labels)[0] == pytest.approx(0.75)
+    assert without_truth(np.full((4, 1), 0.2), np.zeros((4, 1))).tolist() == [DEFAULT]
+    assert two_groups(np.empty((1, 2))).tolist() == [0, 0]

@@ -1,9 +1,14 @@
 """Thresholds of the classes: from which score on a class counts as present.
 
-F1 of a class at a cut is 2 TP / (predicted + positives). With soft labels in [0, 1] the counts become expected ones: a
-predicted image adds its label to TP, and the positives are the labels' sum. For calibrated scores the best cut lies at
-half the F1 that it reaches, and so mostly well below 0.5 (Lipton, Elkan and Narayanaswamy, ECML PKDD 2014, arXiv
-1402.1892). With labels of 0 and 1 this is F1 itself, so that one rule serves pseudo labels and ground truth.
+Against ground truth `best_f1` takes the cut with the highest F1. F1 of a class at a cut is 2 TP / (predicted +
+positives); with soft labels in [0, 1] the counts become expected ones: a predicted image adds its label to TP, and the
+positives are the labels' sum. For calibrated scores the best cut lies at half the F1 that it reaches, and so mostly
+well below 0.5 (Lipton, Elkan and Narayanaswamy, ECML PKDD 2014, arXiv 1402.1892).
+
+Without ground truth `without_truth` takes the same against the pseudo labels, but no cut below the one that parts the
+scores best into two groups (`two_groups`; Otsu, IEEE Transactions on Systems, Man, and Cybernetics 9, 1979). Pseudo
+labels of images that do not show a class are seldom 0: their sum promises more positives than there are, and the best
+expected F1 then lets in too much, the more so the rarer the class is.
 """
 
 from __future__ import annotations
@@ -16,8 +21,11 @@ import numpy.typing as npt
 DEFAULT = 0.5
 """Threshold of a class about which the labels, or the scores, say nothing."""
 
-RULE = "expected F1"
-"""Name of the rule, for what is written about thresholds."""
+F1 = "expected F1"
+"""Name of the rule of `best_f1`, for what is written about thresholds."""
+
+F1_AND_GROUPS = "expected F1, but never below the cut that parts the scores best into two groups"
+"""Name of the rule of `without_truth`."""
 
 Floats = npt.NDArray[np.float64]
 
@@ -66,3 +74,50 @@ def best_f1(scores: npt.NDArray[Any], labels: npt.NDArray[Any]) -> Floats:
     telling = (predicted[best, columns] < images) | (2 * positives >= images)
     midway = (ranked[best, columns] + following[best, columns]) / 2
     return np.where((f1[best, columns] > 0) & telling, midway, DEFAULT)
+
+
+def without_truth(scores: npt.NDArray[Any], labels: npt.NDArray[Any]) -> Floats:
+    """Choose for each class a threshold from pseudo labels: the larger of `best_f1` and `two_groups`.
+
+    Args:
+        scores: [N, C], in [0, 1], of the images that the student learned from.
+        labels: [N, C], in [0, 1]: what it learned; negative where unknown.
+
+    Returns:
+        Thresholds in [0, 1], float64 [C].
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    return np.maximum(best_f1(scores, labels), two_groups(scores))
+
+
+def two_groups(scores: npt.NDArray[Any]) -> Floats:
+    """Cut each class's scores where the variance between the two groups is highest (Otsu's rule, 1979).
+
+    With n0 scores of mean m0 below the cut and n1 of mean m1 above it, that variance is n0 n1 (m0 - m1)^2 / N^2. The
+    threshold lies midway between the two scores that the cut parts; of equal variance the lower cut is taken.
+
+    Args:
+        scores: [N, C], in [0, 1].
+
+    Returns:
+        Float64 [C]; 0 for a class whose scores are all equal.
+
+    Example:
+        >>> two_groups(np.array([[0.1], [0.2], [0.8], [0.9]])).tolist()
+        [0.5]
+    """
+    if len(scores) < 2:
+        return np.zeros(scores.shape[1])
+    ordered = np.sort(scores, axis=0).astype(np.float64)
+    images, below = len(ordered), np.arange(1, len(ordered))[:, None]
+    sums = ordered.cumsum(axis=0)
+    gap = sums[:-1] / below - (sums[-1] - sums[:-1]) / (images - below)
+    between = below * (images - below) * gap**2
+    lower, upper = ordered[:-1], ordered[1:]
+    # Equal scores stay together.
+    between[lower == upper] = 0.0
+    best, columns = between.argmax(axis=0), np.arange(scores.shape[1])
+    midway = (lower[best, columns] + upper[best, columns]) / 2
+    return np.where(between[best, columns] > 0, midway, 0.0)
