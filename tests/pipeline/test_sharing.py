@@ -1,13 +1,16 @@
-"""A cache that a group shares: push from one clone, pull into another, on a folder and on an S3 server of our own."""
+"""A cache that a group shares: push from one clone, pull into another, on a folder, an S3 and an SSH server of our own."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import asyncssh
 import boto3
 import pytest
 import yaml
@@ -115,7 +118,7 @@ def test_labels_alone_are_enough_to_train_from(clone: Clone) -> None:
     clone.run("dvc", "pull", "data/raw/scenes")
     clone.set({"train.cdul.step": 0.5})
     assert clone.repro("--allow-missing", "train@cdul") == {"train@cdul"}
-    assert (clone.folder / "cache/scenes/models/cdul/student.safetensors").is_file()
+    assert (clone.folder / "cache/scenes/students/cdul/student.safetensors").is_file()
     for kind in ("global", "snippets"):
         assert not (clone.folder / f"cache/scenes/train/{kind}.zarr").exists()
 
@@ -219,3 +222,46 @@ def test_an_s3_server_is_a_remote(finished: Project, bucket: tuple[str, str], tm
     assert taker.repro() == set()
     for folder in ("cache", "data", "metrics"):
         assert contents(taker, folder) == contents(finished, folder)
+
+
+@pytest.fixture
+def ssh(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """An SSH server on a free port of this machine that lets one key in, to a folder: the options of its remote."""
+    key = asyncssh.generate_private_key("ssh-ed25519")
+    key.write_private_key(tmp_path / "key")
+    (tmp_path / "key").chmod(0o600)
+    key.write_public_key(tmp_path / "authorized_keys")
+    (tmp_path / "served" / "team").mkdir(parents=True)
+
+    def root(channel: asyncssh.SSHServerChannel) -> asyncssh.SFTPServer:
+        return asyncssh.SFTPServer(channel, chroot=str(tmp_path / "served"))
+
+    async def listen() -> asyncssh.SSHAcceptor:
+        return await asyncssh.listen(
+            "127.0.0.1",
+            server_host_keys=[asyncssh.generate_private_key("ssh-ed25519")],
+            authorized_client_keys=str(tmp_path / "authorized_keys"),
+            sftp_factory=root,
+        )
+
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    server = asyncio.run_coroutine_threadsafe(listen(), loop).result()
+    yield {"port": str(server.get_port()), "keyfile": str(tmp_path / "key")}
+    loop.call_soon_threadsafe(server.close)
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+
+
+def test_an_ssh_server_is_a_remote(finished: Project, ssh: dict[str, str], tmp_path: Path) -> None:
+    """With what a training needs beside its images; the whole goes to the S3 server."""
+    giver, taker = (
+        Clone(finished, tmp_path / name, "ssh://team@127.0.0.1/team", verify="true", **ssh)
+        for name in ("giver", "taker")
+    )
+    (giver.folder / ".dvc" / "cache").symlink_to(finished.folder / ".dvc" / "cache")
+    for command in ("push", "pull"):
+        {"push": giver, "pull": taker}[command].run("dvc", command, "pseudo_label@cdul", "format")
+    for folder in ("data/scenes", "cache/scenes/train/labels/cdul.zarr"):
+        assert contents(taker, folder) == contents(finished, folder) != {}
