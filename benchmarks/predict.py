@@ -37,7 +37,7 @@ from clipdistill.application.predict import Listed, predict_files
 from clipdistill.application.student import BATCH, Student
 from clipdistill.errors import ClipdistillError
 from clipdistill.params import StudentParams
-from clipdistill.students import classifier, model_folder
+from clipdistill.students import classifier, model_folder, student_yaml
 from drawn import draw
 from script import refuse_too_small, report
 
@@ -63,7 +63,7 @@ def make_student(folder: Path, backbone: str, image_size: int, seed: int) -> Non
     params = StudentParams(backbone=backbone, image_size=image_size, output_stride=32)
     student = classifier.build(params, CLASSES, seed)
     names = [f"class {column}" for column in range(CLASSES)]
-    model_folder.save(folder, student, model_folder.Card.of(student, params, "sigmoid", names, {}))
+    model_folder.save(folder, student, student_yaml.Card.of(student, params, "sigmoid", names, {}))
 
 
 def run_process(code: str, *arguments: str) -> tuple[float, str]:

@@ -7,7 +7,7 @@ from clipdistill.training.methods import train_method
 
 
 def main() -> None:
-    """Read the image tables and the method's labels; write models/<method>, refined/<method>.zarr and the curves."""
+    """Read the image tables and the method's labels; write students/<method>, refined/<method>.zarr and the curves."""
     (method,) = stage.arguments("METHOD")
     train_method(method, params.load(), [str(Path(__file__)), method])
 

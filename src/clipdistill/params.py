@@ -360,6 +360,13 @@ class EvaluateParams(Section):
     )
 
 
+class ModelCardParams(Section):
+    """What a model card says to a model hub (stage `model`); empty values are left out."""
+
+    license: str = Field("", description="license of the student, as the hub calls it, for example apache-2.0")
+    base_model: str = Field("", description="name on the hub of what it was distilled from")
+
+
 class Params(Section):
     """The whole of params.yaml."""
 
@@ -373,6 +380,7 @@ class Params(Section):
     train: TrainParams = Field(TrainParams(), description="students")
     ccd: CcdParams = Field(CcdParams(), description="CCD")
     evaluate: EvaluateParams = Field(EvaluateParams(), description="metrics")
+    model_card: ModelCardParams = Field(ModelCardParams(), description="model cards")
 
 
 class _Loader(yaml.SafeLoader):

@@ -135,8 +135,12 @@ class Paths:
         """First labels of the training split."""
         return self.cache / "train" / "labels" / f"{method}.zarr"
 
+    def student(self, method: str) -> Path:
+        """Folder that a training leaves: the student, and where a rule chose its epoch, the scores after each."""
+        return self.cache / "students" / method
+
     def model(self, method: str) -> Path:
-        """Folder of a trained student."""
+        """Folder of a student that is ready for use: with its figures and a model card."""
         return self.cache / "models" / method
 
     def predictions(self, method: str) -> Path:

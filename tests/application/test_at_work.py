@@ -12,7 +12,7 @@ from PIL import Image
 
 from clipdistill import Student
 from clipdistill.evaluation.metrics import figures_at
-from clipdistill.students import model_card, model_folder, preprocessing
+from clipdistill.students import model_card, model_folder, preprocessing, student_yaml
 from training.toy_training import CLASSES, Toy
 
 
@@ -29,13 +29,13 @@ def test_calibration_writes_a_copy_with_better_thresholds_and_leaves_the_model_a
     run: Run, model: Path, split: Path, toy: Toy, tmp_path: Path
 ) -> None:
     before = contents(model)
-    spoilt = model_folder.read_card(model).model_copy(update={"thresholds": [0.99, 0.01, 0.5]})
+    spoilt = student_yaml.read(model).model_copy(update={"thresholds": [0.99, 0.01, 0.5]})
     model_folder.save(tmp_path / "spoilt", model_folder.load(model)[0], spoilt)
     result = run("calibrate", "spoilt", split, "--out", "better", "-q")
     assert (result.code, result.err) == (0, "")
     assert contents(model) == before
-    assert (tmp_path / "better" / model_folder.WEIGHTS).read_bytes() == before[model_folder.WEIGHTS]
-    card = model_folder.read_card(tmp_path / "better")
+    assert (tmp_path / "better" / student_yaml.WEIGHTS).read_bytes() == before[student_yaml.WEIGHTS]
+    card = student_yaml.read(tmp_path / "better")
     scores = Student.load("better", "cpu").predict(toy[0].root / name for name in toy[0].paths).scores
     old, new = (figures_at(scores, toy[1], thresholds)["OF1"] for thresholds in (spoilt.thresholds, card.thresholds))
     assert new > old
@@ -44,7 +44,9 @@ def test_calibration_writes_a_copy_with_better_thresholds_and_leaves_the_model_a
         ("before", pytest.approx(old, abs=0.01)),
         ("better", pytest.approx(new, abs=0.01)),
     ]
-    assert card.calibration["metrics"]["OF1"] == pytest.approx(new, abs=0.01)
+    assert card.evaluation is not None
+    assert card.evaluation.chose_thresholds
+    assert card.evaluation.figures["OF1"] == pytest.approx(new, abs=0.01)
     figures = front_matter(tmp_path / "better")["model-index"][0]["results"][0]["metrics"]
     assert {item["type"] for item in figures} == {"mAP", "CF1", "OF1"}
     assert run("calibrate", "spoilt", split, "--out", "better").code == 2
@@ -109,7 +111,7 @@ def test_the_exported_graph_scores_as_the_student_does(run: Run, model: Path, to
         np.testing.assert_allclose(scores, student.score(torch.from_numpy(np.stack(opened))), atol=1e-4)
         np.testing.assert_allclose(maps[0], student.look(toy[0].open(rows[0]))[1], atol=1e-3)
     told = session.get_modelmeta().custom_metadata_map
-    card = model_folder.read_card(model)
+    card = student_yaml.read(model)
     assert json.loads(told["classes"]) == card.classes
     assert json.loads(told["thresholds"]) == card.thresholds
     assert "32 x 32" in json.loads(told["preprocessing"])["resize"]
@@ -182,10 +184,11 @@ def test_the_card_is_ready_for_a_hub_whatever_the_names_hold(model: Path, tmp_pa
     student, card = model_folder.load(model)
     names = ["pipe | in", "line\nbreak", "<b>"]
     model_folder.save(tmp_path / "odd", student, card.model_copy(update={"classes": names}))
+    model_card.write(tmp_path / "odd")
     front = front_matter(tmp_path / "odd")
     assert front["pipeline_tag"] == "image-classification"
     assert "model-index" not in front
     text = (tmp_path / "odd" / model_card.FILE).read_text(encoding="utf-8")
     for cell, threshold in zip(("pipe \\| in", "line break", "&lt;b>"), card.thresholds, strict=True):
         assert f"| {cell} | {threshold:.4f} |" in text
-    assert model_folder.read_card(tmp_path / "odd").sha256 in text
+    assert student_yaml.read(tmp_path / "odd").sha256 in text

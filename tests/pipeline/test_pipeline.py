@@ -16,6 +16,7 @@ from PIL import Image
 
 from clipdistill import store
 from clipdistill.datasets.table import ImageTable, read_classes, read_labels, write_labels
+from clipdistill.students import student_yaml
 
 pytestmark = pytest.mark.slow
 
@@ -141,7 +142,7 @@ def test_a_round_killed_after_its_training_goes_on_from_there(project: Project) 
 def test_students_do_not_see_the_ground_truth(project: Project) -> None:
     """All labels become noise; only reports may change."""
     data = project.folder / "data" / "scenes"
-    student = project.folder / "cache" / "scenes" / "models" / "cdul" / "student.safetensors"
+    student = project.folder / "cache" / "scenes" / "students" / "cdul" / "student.safetensors"
     first_labels = project.folder / "cache" / "scenes" / "train" / "labels" / "cdul.zarr"
     before = student.read_bytes(), manifest(first_labels), project.json("metrics/train/cdul.json")
     classes = read_classes(data / "classes.yaml")
@@ -157,14 +158,38 @@ def test_students_do_not_see_the_ground_truth(project: Project) -> None:
     assert project.json("metrics/train/cdul.json") != before[2]
 
 
+def test_a_model_folder_has_the_student_and_its_figures(project: Project) -> None:
+    cache = project.folder / "cache" / "scenes"
+    trained, model = (cache / kind / "ccd" for kind in ("students", "models"))
+    assert {path.name for path in model.iterdir()} == {"student.safetensors", "student.yaml", "README.md"}
+    assert (model / "student.safetensors").read_bytes() == (trained / "student.safetensors").read_bytes()
+    before, card = student_yaml.read(trained), student_yaml.read(model)
+    assert (before.about, before.evaluation) == ({}, None)
+    assert card.model_copy(update={"about": {}, "evaluation": None}) == before
+    measured = project.json("metrics/ccd.json")["val"]
+    assert card.evaluation is not None
+    assert card.evaluation.images == 20
+    assert card.evaluation.figures == {
+        "mAP": measured["mAP"],
+        "CF1": measured["own"]["CF1"],
+        "OF1": measured["own"]["OF1"],
+        "CF1 at 0.5": measured["CF1"],
+        "OF1 at 0.5": measured["OF1"],
+    }
+    assert f"| mAP | {measured['mAP']:.2f} |" in (model / "README.md").read_text()
+
+
 def test_own_images_without_labels_train_a_student(project: Project) -> None:
     folder = project.folder / "own"
     shutil.copytree(project.folder / "data" / "raw" / "scenes" / "JPEGImages", folder / "holiday pictures")
     (folder / "classes.txt").write_text("fish\ncar\numbrella\n")
     project.set({"dataset.name": "own", "dataset.reader": "folder", "dataset.root": "own"})
-    ran = project.repro("evaluate@cdul", "evaluate@ccd", "evaluate@supervised", "pseudo_label@ccd")
+    ran = project.repro("model@cdul", "evaluate@ccd", "model@supervised", "pseudo_label@ccd")
     assert "generate" not in ran
-    assert (project.folder / "cache" / "own" / "models" / "cdul" / "student.safetensors").is_file()
+    models = project.folder / "cache" / "own" / "models"
+    assert (models / "cdul" / "student.safetensors").is_file()
+    assert "no ground truth for the split val of own" in (models / "cdul" / "README.md").read_text()
+    assert [path.name for path in (models / "supervised").iterdir()] == ["untrained.txt"]
     held_out = project.json("metrics/format.json")["val"]["images"]
     for method in ("cdul", "supervised"):
         assert project.json(f"metrics/{method}.json") == {"val": {"images": held_out, "labelled": 0}}

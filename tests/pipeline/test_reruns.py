@@ -24,6 +24,7 @@ EVERYTHING |= {"plan@ccd", "warmup@ccd", "localize@ccd", "embed@cam", "refine@cc
 EVERYTHING |= stages("round", {"2", "3", "4"})
 EVERYTHING |= stages("pseudo_label", {"cdul", "ccd", "global"}) | stages("train", TRAINED) | stages("predict", TRAINED)
 EVERYTHING |= stages("predict_teacher", TEACHERS) | stages("evaluate", METHODS) | {"report", "summary"}
+EVERYTHING |= stages("model", TRAINED)
 
 ROUNDS = stages("round", {"2", "3", "4"})
 
@@ -47,7 +48,10 @@ RERUNS_FROM: list[tuple[dict[str, Any], set[str]]] = [
     ({"views.snippets.grid": 2}, {"embed@snippets"}),
     ({"views.cam.resize": "open_clip"}, {"embed@cam"} | ROUNDS),
     ({"views.global.resize": "squash"}, {"embed@global"}),
-    ({"clip.model": "other"}, {"embed_text", "embed@global", "embed@snippets", "embed@cam"} | ROUNDS),
+    (
+        {"clip.model": "other"},
+        {"embed_text", "embed@global", "embed@snippets", "embed@cam"} | ROUNDS | stages("model", TRAINED),
+    ),
     ({"clip.precision": "bf16"}, {"embed_text", "embed@global", "embed@snippets", "embed@cam"} | ROUNDS),
     ({"train.recipe.learning_rate": 0.5}, stages("train", TRAINED) | {"warmup@ccd"} | ROUNDS),
     ({"train.student.backbone": "resnet34"}, stages("train", TRAINED) | {"warmup@ccd"} | ROUNDS),
@@ -57,7 +61,8 @@ RERUNS_FROM: list[tuple[dict[str, Any], set[str]]] = [
     ({"ccd.initial": "cdul"}, {"warmup@ccd"}),
     ({"ccd.update_rounds": 1}, {"plan@ccd"}),
     ({"ccd.train.warmup_epochs": 2}, {"warmup@ccd", "train@ccd"}),
-    ({"evaluate.threshold": 0.4}, stages("evaluate", METHODS)),
+    ({"evaluate.threshold": 0.4}, stages("evaluate", METHODS) | stages("model", TRAINED)),
+    ({"model_card.license": "mit"}, stages("model", TRAINED)),
     ({"scenes.seed": 1}, {"generate"}),
     ({"pretrain_clip.seed": 1}, {"pretrain_clip"}),
 ]

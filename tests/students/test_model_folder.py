@@ -7,7 +7,7 @@ import yaml
 
 from clipdistill.errors import ArtifactError
 from clipdistill.params import StudentParams
-from clipdistill.students import classifier, model_folder
+from clipdistill.students import classifier, model_folder, student_yaml
 
 PARAMS = StudentParams(output_stride=32, backbone="shufflenet_v2_x0_5", image_size=64)
 CLASSES = ["dog", "potted plant", "café"]
@@ -15,7 +15,7 @@ CLASSES = ["dog", "potted plant", "café"]
 
 def make(folder: Path, seed: int = 0) -> classifier.Student:
     student = classifier.build(PARAMS, len(CLASSES), seed)
-    card = model_folder.Card.of(student, PARAMS, "sigmoid", CLASSES, {"table": "abc", "recipe": {"seed": seed}})
+    card = student_yaml.Card.of(student, PARAMS, "sigmoid", CLASSES, {"table": "abc", "recipe": {"seed": seed}})
     model_folder.save(folder, student, card)
     return student
 
@@ -36,27 +36,27 @@ def test_round_trip(tmp_path: Path) -> None:
 def test_equal_students_give_equal_bytes(tmp_path: Path) -> None:
     for name in ("a", "b"):
         make(tmp_path / name)
-    for name in (model_folder.WEIGHTS, model_folder.CARD):
+    for name in (student_yaml.WEIGHTS, student_yaml.FILE):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
 def test_memory_layout_does_not_matter(tmp_path: Path) -> None:
     student = make(tmp_path / "a")
-    card = model_folder.read_card(tmp_path / "a")
+    card = student_yaml.read(tmp_path / "a")
     model_folder.save(tmp_path / "b", student.to(memory_format=torch.channels_last), card)
-    assert (tmp_path / "a" / model_folder.WEIGHTS).read_bytes() == (tmp_path / "b" / model_folder.WEIGHTS).read_bytes()
+    assert (tmp_path / "a" / student_yaml.WEIGHTS).read_bytes() == (tmp_path / "b" / student_yaml.WEIGHTS).read_bytes()
 
 
 def test_thresholds_can_be_set(tmp_path: Path) -> None:
     student = make(tmp_path)
-    card = model_folder.read_card(tmp_path).model_copy(update={"thresholds": [0.1, 0.2, 0.3]})
+    card = student_yaml.read(tmp_path).model_copy(update={"thresholds": [0.1, 0.2, 0.3]})
     model_folder.save(tmp_path, student, card)
     assert model_folder.load(tmp_path)[1].thresholds == [0.1, 0.2, 0.3]
 
 
 def test_an_altered_byte_is_noticed(tmp_path: Path) -> None:
     make(tmp_path)
-    path = tmp_path / model_folder.WEIGHTS
+    path = tmp_path / student_yaml.WEIGHTS
     data = bytearray(path.read_bytes())
     data[-5] ^= 1
     path.write_bytes(data)
@@ -67,12 +67,12 @@ def test_an_altered_byte_is_noticed(tmp_path: Path) -> None:
 def test_weights_of_another_student_are_noticed(tmp_path: Path) -> None:
     make(tmp_path / "a")
     make(tmp_path / "b", seed=1)
-    (tmp_path / "a" / model_folder.WEIGHTS).write_bytes((tmp_path / "b" / model_folder.WEIGHTS).read_bytes())
+    (tmp_path / "a" / student_yaml.WEIGHTS).write_bytes((tmp_path / "b" / student_yaml.WEIGHTS).read_bytes())
     with pytest.raises(ArtifactError, match="SHA-256"):
         model_folder.load(tmp_path / "a")
 
 
-@pytest.mark.parametrize("name", [model_folder.WEIGHTS, model_folder.CARD])
+@pytest.mark.parametrize("name", [student_yaml.WEIGHTS, student_yaml.FILE])
 def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
     make(tmp_path)
     (tmp_path / name).unlink()
@@ -101,7 +101,7 @@ def test_a_card_that_does_not_hold_is_refused(
     tmp_path: Path, change: Callable[[dict[str, object]], None], message: str
 ) -> None:
     make(tmp_path)
-    path = tmp_path / model_folder.CARD
+    path = tmp_path / student_yaml.FILE
     card = yaml.safe_load(path.read_text(encoding="utf-8"))
     change(card)
     path.write_text(yaml.safe_dump(card), encoding="utf-8")
@@ -112,6 +112,6 @@ def test_a_card_that_does_not_hold_is_refused(
 @pytest.mark.parametrize("text", ["", "- a", "a: [", "!!python/object/apply:os.getcwd []"])
 def test_a_card_that_is_no_card_is_refused(tmp_path: Path, text: str) -> None:
     make(tmp_path)
-    (tmp_path / model_folder.CARD).write_text(text)
+    (tmp_path / student_yaml.FILE).write_text(text)
     with pytest.raises(ArtifactError, match=r"student\.yaml"):
         model_folder.load(tmp_path)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from clipdistill.errors import ParamsError
 from clipdistill.params import StudentParams
-from clipdistill.students import backbones, classifier, model_folder
+from clipdistill.students import backbones, classifier, model_folder, student_yaml
 
 PARAMS = StudentParams(output_stride=32, backbone="shufflenet_v2_x0_5", image_size=64)
 
@@ -127,7 +127,7 @@ def test_a_boost_of_one_is_the_plain_classifier() -> None:
 
 def test_the_boost_is_saved_with_the_student(tmp_path: Path) -> None:
     student, names = boosted(3.0), list("abcde")
-    model_folder.save(tmp_path, student, model_folder.Card.of(student, PARAMS, "sigmoid", names, {}))
+    model_folder.save(tmp_path, student, student_yaml.Card.of(student, PARAMS, "sigmoid", names, {}))
     loaded, card = model_folder.load(tmp_path)
     assert card.boost == loaded.boost == 3.0
     images = torch.randn(2, 3, 64, 64)

@@ -16,7 +16,7 @@ from clipdistill.errors import ArtifactError
 from clipdistill.evaluation import view_picture
 from clipdistill.params import CcdLocalizeParams, CcdParams, Params, PseudoLabelParams
 from clipdistill.stage import Paths
-from clipdistill.students import classifier, model_folder
+from clipdistill.students import classifier, model_folder, student_yaml
 from clipdistill.training import ccd_pictures
 from clipdistill.training.ccd_labels import CcdLabels
 from clipdistill.training.data import ImageSource
@@ -61,7 +61,7 @@ def _write_rounds(table: ImageTable) -> None:
         moved = labels + update * torch.stack([MOVES, *torch.zeros(2, IMAGES)], dim=1)
         CcdLabels(moved, **others).write(PATHS.ccd_labels(update), table, update)
     student = classifier.build(STUDENT, 3, seed=0)
-    card = model_folder.Card.of(student, STUDENT, "sigmoid", CLASSES, {})
+    card = student_yaml.Card.of(student, STUDENT, "sigmoid", CLASSES, {})
     model_folder.save(PATHS.ccd_student(0), student, card)
     generator = np.random.default_rng(0)
     box = np.tile(np.array([[1, 2, 20, 25]], dtype=np.float32), (VIEWS, 1))

@@ -17,7 +17,7 @@ from clipdistill.datasets.table import ImageTable
 from clipdistill.errors import ArtifactError, ParamsError
 from clipdistill.methods import ccd
 from clipdistill.params import CcdLocalizeParams, StudentParams
-from clipdistill.students import classifier, model_folder
+from clipdistill.students import classifier, model_folder, student_yaml
 from clipdistill.students.classifier import Student
 from clipdistill.training import localize as module
 from clipdistill.training.data import ImageSource
@@ -63,14 +63,14 @@ def colour_student(monkeypatch: pytest.MonkeyPatch) -> Student:
     with torch.no_grad():
         student.head.weight.copy_(torch.eye(3)[:, :, None, None])
     params = StudentParams(backbone="resnet18", image_size=96, output_stride=8)
-    card = model_folder.Card.of(student, params, "sigmoid", CLASSES, {})
+    card = student_yaml.Card.of(student, params, "sigmoid", CLASSES, {})
     monkeypatch.setattr(module.model_folder, "load", lambda _: (student, card))
     return student
 
 
 def saved_resnet(folder: Path, seed: int = 0) -> Path:
     student = classifier.build(RESNET, len(CLASSES), seed)
-    model_folder.save(folder, student, model_folder.Card.of(student, RESNET, "sigmoid", CLASSES, {}))
+    model_folder.save(folder, student, student_yaml.Card.of(student, RESNET, "sigmoid", CLASSES, {}))
     return folder
 
 
@@ -211,7 +211,7 @@ def test_students_that_cannot_point_are_refused(toy: Toy, tmp_path: Path) -> Non
         localize(tmp_path / "nothing", toy[0], PARAMS, COMPUTE)
     other = StudentParams(output_stride=32, backbone="shufflenet_v2_x0_5", image_size=64)
     student = classifier.build(other, len(CLASSES), seed=0)
-    model_folder.save(tmp_path / "other", student, model_folder.Card.of(student, other, "sigmoid", CLASSES, {}))
+    model_folder.save(tmp_path / "other", student, student_yaml.Card.of(student, other, "sigmoid", CLASSES, {}))
     with pytest.raises(ParamsError, match=r"ccd\.localize\.output_stride: shufflenet"):
         localize(tmp_path / "other", toy[0], PARAMS, COMPUTE)
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from toy_training import CLASSES, COMPUTE, STUDENT, Toy, make_table
 
-from clipdistill.students import classifier, model_folder, preprocessing
+from clipdistill.students import classifier, model_folder, preprocessing, student_yaml
 from clipdistill.training.data import ImageSource
 from clipdistill.training.predict import predict, predict_scores
 
@@ -44,7 +44,7 @@ def test_bf16_is_close_to_fp32(toy: Toy, student: classifier.Student) -> None:
 
 
 def test_scores_of_a_saved_student(toy: Toy, student: classifier.Student, tmp_path: Path) -> None:
-    model_folder.save(tmp_path, student, model_folder.Card.of(student, STUDENT, "sigmoid", CLASSES, {}))
+    model_folder.save(tmp_path, student, student_yaml.Card.of(student, STUDENT, "sigmoid", CLASSES, {}))
     scores = predict_scores(tmp_path, toy[0], COMPUTE)
     assert scores.shape == (20, 3)
     assert scores.dtype == np.float32

@@ -9,7 +9,7 @@ from toy_training import COMPUTE, Toy, contents, soft_labels, train
 from clipdistill import store
 from clipdistill.methods import cdul
 from clipdistill.params import CdulTrainParams
-from clipdistill.students import model_folder
+from clipdistill.students import model_folder, student_yaml
 from clipdistill.training.data import ImageSource
 from clipdistill.training.gradient_alignment import GradientAlignment
 from clipdistill.training.predict import predict, predict_scores
@@ -58,7 +58,7 @@ def test_labels_are_refined_on_schedule_from_clean_scores(toy: Toy, tmp_path: Pa
 def test_the_student_learns_from_the_refined_labels(toy: Toy, tmp_path: Path) -> None:
     for step in (0.0, 1.0):
         train(toy, tmp_path / str(step), GradientAlignment(CdulTrainParams(warmup=0, step=step)), epochs=2)
-    weights = [contents(tmp_path / step / "model")[model_folder.WEIGHTS] for step in ("0.0", "1.0")]
+    weights = [contents(tmp_path / step / "model")[student_yaml.WEIGHTS] for step in ("0.0", "1.0")]
     assert weights[0] != weights[1]
 
 
@@ -78,7 +78,7 @@ def test_fixed_labels_have_one_state(toy: Toy, tmp_path: Path) -> None:
 def test_the_reproduction_variant_refines_each_batch_from_the_scores_of_its_step(toy: Toy, tmp_path: Path) -> None:
     method = Recording(CdulTrainParams(variant="reproduction", warmup=0))
     outputs = train(toy, tmp_path, method, epochs=1)
-    assert model_folder.read_card(outputs.model).head == "softmax"
+    assert student_yaml.read(outputs.model).head == "softmax"
     assert len(method.calls) > 1
     assert sum(len(before) for before, _, _ in method.calls) == 20
     before, scores, after = method.calls[0]

@@ -29,7 +29,7 @@ from clipdistill.errors import ArtifactError
 from clipdistill.evaluation.report import Epochs
 from clipdistill.methods import ccd
 from clipdistill.params import RecipeParams, StudentParams
-from clipdistill.students import classifier, model_folder
+from clipdistill.students import classifier, model_folder, student_yaml
 from clipdistill.training import loop
 from clipdistill.training.augment import draw
 from clipdistill.training.loop import Truth
@@ -39,7 +39,7 @@ from clipdistill.training.supervision import FixedLabels, Supervision
 from clipdistill.training.train import Outputs, train_student
 from clipdistill.training.weighted_labels import WeightedLabels
 
-WEIGHTS = model_folder.WEIGHTS
+WEIGHTS = student_yaml.WEIGHTS
 
 
 def learn(
@@ -120,10 +120,10 @@ class TestBeginning:
         student = classifier.build(STUDENT, len(CLASSES), seed=3)
         student.weights = "imagenet (some version)"
         start = tmp_path / "first"
-        model_folder.save(start, student, model_folder.Card.of(student, STUDENT, "sigmoid", CLASSES, {}))
-        card = model_folder.read_card(learn(toy, tmp_path / "second", Regime(start=start), epochs=1))
+        model_folder.save(start, student, student_yaml.Card.of(student, STUDENT, "sigmoid", CLASSES, {}))
+        card = student_yaml.read(learn(toy, tmp_path / "second", Regime(start=start), epochs=1))
         assert card.backbone_weights == "imagenet (some version)"
-        assert card.provenance["regime"]["start"] == model_folder.read_card(start).sha256
+        assert card.provenance["regime"]["start"] == student_yaml.read(start).sha256
 
     def test_another_beginning_is_another_run(self, toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """A checkpoint of a run from one student is not taken up by a run from another in the same folder."""
@@ -142,7 +142,7 @@ class TestBeginning:
         params = StudentParams(output_stride=32, backbone="resnet18", image_size=32) if other == "network" else STUDENT
         names = CLASSES if other == "network" else [*CLASSES, "grey"]
         student = classifier.build(params, len(names), seed=0)
-        model_folder.save(tmp_path / "first", student, model_folder.Card.of(student, params, "sigmoid", names, {}))
+        model_folder.save(tmp_path / "first", student, student_yaml.Card.of(student, params, "sigmoid", names, {}))
         with pytest.raises(ArtifactError, match=r"first holds another network than train\.student asks for"):
             learn(toy, tmp_path / "second", Regime(start=tmp_path / "first"))
         assert not (tmp_path / "second" / "model").exists()

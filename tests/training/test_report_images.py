@@ -18,7 +18,7 @@ from clipdistill.datasets.table import ClassName, ImageTable, write_classes, wri
 from clipdistill.evaluation import gallery
 from clipdistill.params import CcdLocalizeParams, CcdParams, Params
 from clipdistill.stage import Paths
-from clipdistill.students import classifier, model_folder, untrained
+from clipdistill.students import classifier, model_folder, student_yaml, untrained
 from clipdistill.training import report_images
 from clipdistill.training.data import ImageSource
 from clipdistill.training.localize import Pointer
@@ -42,15 +42,15 @@ def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ImageTable:
     write_labels(PATHS.ground_truth("val"), truth, made, classes)
     for number, method in enumerate(("cdul", "ccd")):
         student = classifier.build(STUDENT, 3, seed=number)
-        card = model_folder.Card.of(student, STUDENT, "sigmoid", CLASSES, {})
-        model_folder.save(PATHS.model(method), student, card)
+        card = student_yaml.Card.of(student, STUDENT, "sigmoid", CLASSES, {})
+        model_folder.save(PATHS.student(method), student, card)
     for number, method in enumerate(("teacher", "cdul", "ccd")):
         scores = np.random.default_rng(number).random(truth.shape, dtype=np.float32)
         arrays: dict[str, store.Array] = {"scores": scores} | ({"thresholds": OWN} if method == "ccd" else {})
         store.write_group(PATHS.predictions(method), arrays, {"table": made.fingerprint})
     reason = {"table": made.fingerprint, "untrained": "no ground truth"}
     store.write_group(PATHS.predictions("supervised"), {"scores": np.empty((0, 0), np.float32)}, reason)
-    untrained.mark(PATHS.model("supervised"), "no ground truth")
+    untrained.mark(PATHS.student("supervised"), "no ground truth")
     return made
 
 
@@ -69,7 +69,7 @@ def test_images_tags_and_maps_are_those_of_the_artifacts(table: ImageTable) -> N
     thresholds = {method: OWN if method == "ccd" else np.full(3, 0.5) for method in found.methods}
     wanted = gallery.choose(scores["ccd"], truth, OWN)
     assert {group.title: [table.ids.index(p.title) for p in group.pictures] for group in found.groups} == wanted
-    pointer = Pointer(PATHS.model("cdul"), PARAMS.ccd.localize, distributed.Compute.load())
+    pointer = Pointer(PATHS.student("cdul"), PARAMS.ccd.localize, distributed.Compute.load())
     source = ImageSource(table, 64, "none", 1)
     for picture in (picture for group in found.groups for picture in group.pictures):
         row = table.ids.index(picture.title)

@@ -10,7 +10,7 @@ from toy_training import CLASSES, COMPUTE, STUDENT, SoftLabels, Toy, contents, m
 from clipdistill import store
 from clipdistill.errors import ArtifactError, ClipdistillError, DataError, ParamsError
 from clipdistill.params import CdulTrainParams, Params, RecipeParams
-from clipdistill.students import model_folder
+from clipdistill.students import student_yaml
 from clipdistill.training import loop
 from clipdistill.training import train as training
 from clipdistill.training.gradient_alignment import GradientAlignment
@@ -21,7 +21,7 @@ from clipdistill.training.supervision import FixedLabels, Supervision
 
 def test_writes_a_student_that_loads_and_scores_its_images(toy: Toy, tmp_path: Path, work_root: Path) -> None:
     outputs = train(toy, tmp_path, epochs=1)
-    card = model_folder.read_card(outputs.model)
+    card = student_yaml.read(outputs.model)
     assert (card.classes, card.head) == (CLASSES, "sigmoid")
     assert card.provenance["table"] == toy[0].fingerprint
     scores = predict_scores(outputs.model, toy[0], COMPUTE)
@@ -43,7 +43,7 @@ def test_thresholds_of_a_student_that_is_only_gone_on_from_are_not_chosen(toy: T
             outputs=training.Outputs(tmp_path / name, thresholds=asked),
             compute=COMPUTE,
         )
-    chosen, default = (model_folder.read_card(tmp_path / name) for name in ("at work", "gone on from"))
+    chosen, default = (student_yaml.read(tmp_path / name) for name in ("at work", "gone on from"))
     assert chosen.sha256 == default.sha256
     assert chosen.thresholds != [0.5] * 3
     assert (default.thresholds, default.calibration) == ([0.5] * 3, {})
@@ -176,7 +176,7 @@ def test_an_image_that_has_changed_is_named(tmp_path: Path, cache: str) -> None:
 def test_decoding_anew_gives_the_student_that_memory_gives(toy: Toy, tmp_path: Path) -> None:
     for cache in ("memory", "none"):
         train(toy, tmp_path / cache, image_cache=cache, epochs=1)
-    weights = [contents(tmp_path / cache / "model")[model_folder.WEIGHTS] for cache in ("memory", "none")]
+    weights = [contents(tmp_path / cache / "model")[student_yaml.WEIGHTS] for cache in ("memory", "none")]
     assert weights[0] == weights[1]
 
 
@@ -201,7 +201,7 @@ def test_every_optimiser_and_precision_lowers_the_loss(toy: Toy, tmp_path: Path,
     lines = (tmp_path / "curves" / "plots" / "metrics" / "loss.tsv").read_text().splitlines()[1:]
     losses = [float(line.split("\t")[1]) for line in lines]
     assert losses[-1] < 0.7 * losses[0]
-    assert model_folder.read_card(outputs.model).provenance["arithmetic"] in ("float32", "bfloat16")
+    assert student_yaml.read(outputs.model).provenance["arithmetic"] in ("float32", "bfloat16")
 
 
 def test_the_labels_artifact_says_what_it_was_made_from(toy: Toy, tmp_path: Path) -> None:

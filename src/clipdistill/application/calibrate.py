@@ -16,7 +16,7 @@ from clipdistill.errors import ArtifactError, DataError, ParamsError
 from clipdistill.evaluation import thresholds
 from clipdistill.evaluation.metrics import figures_at, mean_average_precision
 from clipdistill.evaluation.report import rounded
-from clipdistill.students import model_folder
+from clipdistill.students import model_card, model_folder, student_yaml
 
 Figures = dict[str, float | None]
 
@@ -52,14 +52,19 @@ def calibrate(model: Path, split: Path, out: Path, compute: distributed.Compute)
     after = _figures(scores, labels, chosen)
     images = int((labels >= 0).any(axis=1).sum())
     calibration = {
-        "rule": thresholds.RULE,
+        "rule": thresholds.F1,
         "labels": f"the ground truth of {images} images",
         "table": table.fingerprint,
-        "metrics": after,
     }
+    measured = student_yaml.Evaluation(
+        dataset=split.parent.name, split=split.name, images=images, chose_thresholds=True, figures=after
+    )
     before = _figures(scores, labels, student.card.thresholds)
-    student.card = student.card.model_copy(update={"thresholds": chosen, "calibration": calibration})
+    student.card = student.card.model_copy(
+        update={"thresholds": chosen, "calibration": calibration, "evaluation": measured}
+    )
     model_folder.save(out, student.network, student.card)
+    model_card.write(out)
     console.tell_unchosen(student.unchosen)
     return before, after
 

@@ -22,7 +22,7 @@ from clipdistill.application.student import Student
 from clipdistill.errors import ClipdistillError
 from clipdistill.store import write_atomically
 from clipdistill.students import classifier, preprocessing
-from clipdistill.students.model_folder import Card
+from clipdistill.students.student_yaml import Card
 
 logger = logging.getLogger(__name__)
 

@@ -26,7 +26,7 @@ from clipdistill.application.image_files import ImageLike, batches, open_image
 from clipdistill.datasets.images import UnreadableImageError
 from clipdistill.errors import ArtifactError, ParamsError
 from clipdistill.evaluation import thresholds
-from clipdistill.students import classifier, model_folder, preprocessing, untrained
+from clipdistill.students import classifier, model_folder, preprocessing, student_yaml, untrained
 
 BATCH = 64
 """Images a forward pass, where nothing else is asked for."""
@@ -87,7 +87,7 @@ class Student:
         network: in evaluation mode, on its device.
     """
 
-    def __init__(self, network: classifier.Student, card: model_folder.Card, device: torch.device) -> None:
+    def __init__(self, network: classifier.Student, card: student_yaml.Card, device: torch.device) -> None:
         self.card = card
         self.network = network.eval().to(device=device).to(memory_format=torch.channels_last)
         self._device = device
@@ -229,9 +229,9 @@ class Student:
 
 def _lacking(folder: Path) -> str | None:
     """What a folder lacks of a student, and where students are; None where there should be one."""
-    if (folder / model_folder.CARD).is_file():
+    if (folder / student_yaml.FILE).is_file():
         return None
-    reason = f"{model_folder.CARD} is missing" if folder.is_dir() else "there is no such folder"
-    here = sorted(card.parent.as_posix() for card in Path().glob(f"cache/*/models/*/{model_folder.CARD}"))
+    reason = f"{student_yaml.FILE} is missing" if folder.is_dir() else "there is no such folder"
+    here = sorted(card.parent.as_posix() for card in Path().glob(f"cache/*/models/*/{student_yaml.FILE}"))
     cure = f"here are {', '.join(here)}" if here else "`dvc pull` or `dvc repro` brings students to cache/*/models/*"
     return f"{reason}; {cure}"

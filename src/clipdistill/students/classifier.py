@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 
 from clipdistill.methods.ccd import boost_positive
 from clipdistill.params import StudentParams
 from clipdistill.students import backbones
+from clipdistill.students.student_yaml import Head
 from clipdistill.students.weights import load_pretrained
-
-Head = Literal["sigmoid", "softmax"]
 
 
 class Student(nn.Module):

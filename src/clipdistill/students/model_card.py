@@ -1,11 +1,19 @@
-"""The model card of a student: what a person, or a model hub, reads first."""
+"""The model card of a student: what a person, or a model hub, reads first.
+
+It is for people and hubs, and says nothing that is not in `student.yaml`: no program reads it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
+
+from clipdistill.evaluation.thresholds import DEFAULT
+from clipdistill.store import write_atomically
+from clipdistill.students import student_yaml
+from clipdistill.students.student_yaml import Card, Evaluation
 
 FILE = "README.md"
 
@@ -19,17 +27,22 @@ _TEXT = """\
 ---
 {front}---
 
-# Multi-label classifier of {count} classes
+# {title}
 
 A student of clipdistill, which distils CLIP into classifiers that no longer need it. A class activation map comes with
 every score. `student.yaml` holds all of this for programs.
 
 | | |
 | --- | --- |
+{about}
 | network | {backbone} of torchvision, output stride {output_stride}, first weights: {backbone_weights} |
 | input | RGB, the whole image squashed to {image_size} x {image_size} pixels |
 | scores | {head} |
 | weights | `student.safetensors`, SHA-256 `{sha256}` |
+
+## How good it is
+
+{evaluation}
 
 ## How to use it
 
@@ -55,10 +68,6 @@ prediction.scores   # float32 [images, classes], in [0, 1]
 | --- | --- |
 {classes}
 
-## How good it is
-
-{metrics}
-
 ## What it was made from
 
 ```yaml
@@ -69,10 +78,26 @@ _HEADS = {
     "sigmoid": "in [0, 1], each class by itself",
     "softmax": "in [0, 1], the classes compete: an image's scores sum to 1",
 }
+_ABOUT = {
+    "method": "method",
+    "dataset": "learned from the images of",
+    "teacher": "teacher",
+    "base_model": "distilled from",
+    "license": "license",
+}
 
 
-def render(card: Mapping[str, Any]) -> str:
-    """Write the card of a student: Markdown with YAML front matter, as model hubs read it.
+def write(folder: Path) -> None:
+    """Write the card of the student in a model folder beside it.
+
+    Raises:
+        ArtifactError: the folder holds no `student.yaml`, or the disk refuses.
+    """
+    write_atomically(folder / FILE, render(student_yaml.read(folder)).encode())
+
+
+def render(card: Card) -> str:
+    """Compose the card of a student: Markdown with YAML front matter, as model hubs read it.
 
     Args:
         card: content of `student.yaml`.
@@ -80,53 +105,68 @@ def render(card: Mapping[str, Any]) -> str:
     Returns:
         Text that depends on the content alone.
     """
-    calibration = card["calibration"]
-    metrics = calibration.get("metrics")
-    front = _FRONT_MATTER | ({"model-index": _index(card, metrics)} if metrics else {})
-    rows = zip(card["classes"], card["thresholds"], strict=True)
+    title = f"Multi-label classifier of {len(card.classes)} classes"
+    about = [f"| {_ABOUT[key]} | {_cell(value)} |" for key, value in card.about.items() if key in _ABOUT]
     return _TEXT.format(
-        front=_yaml(front),
-        count=len(card["classes"]),
-        backbone=card["backbone"],
-        backbone_weights=_cell(card["backbone_weights"]),
-        output_stride=card["output_stride"],
-        image_size=card["preprocessing"]["image_size"],
-        head=_HEADS[card["head"]],
-        sha256=card["sha256"],
-        calibration=_calibration(calibration),
-        classes="\n".join(f"| {_cell(name)} | {threshold:.4f} |" for name, threshold in rows),
-        metrics=_metrics(metrics),
-        provenance=_yaml(card["provenance"]),
+        front=_yaml(_front_matter(card, title)),
+        title=title,
+        about="\n".join(about) or "| method | not said |",
+        backbone=card.backbone,
+        backbone_weights=_cell(card.backbone_weights),
+        output_stride=card.output_stride,
+        image_size=card.preprocessing.image_size,
+        head=_HEADS[card.head],
+        sha256=card.sha256,
+        evaluation=_evaluation(card.evaluation),
+        calibration=_calibration(card),
+        classes="\n".join(_thresholds(card)),
+        provenance=_yaml(card.provenance),
     )
 
 
-def _calibration(calibration: Mapping[str, Any]) -> str:
-    if not calibration:
+def _front_matter(card: Card, title: str) -> dict[str, Any]:
+    front = dict(_FRONT_MATTER)
+    front |= {key: card.about[key] for key in ("license", "base_model") if card.about.get(key)}
+    found = card.evaluation
+    figures = [] if found is None else [(name, value) for name, value in found.figures.items() if value is not None]
+    if found is None or not figures:
+        return front
+    data = {"name": found.dataset, "type": found.dataset, "split": found.split}
+    metrics = [{"type": name, "value": value} for name, value in figures]
+    result = {"task": {"type": "image-classification"}, "dataset": data, "metrics": metrics}
+    return front | {"model-index": [{"name": title, "results": [result]}]}
+
+
+def _evaluation(found: Evaluation | None) -> str:
+    if found is None:
+        return "It was not measured. The pipeline's stage `model` writes a folder whose card holds figures."
+    if not any(value is not None for value in found.figures.values()):
+        return f"There is no ground truth for the split {found.split} of {_cell(found.dataset)}: it was not measured."
+    caution = (
+        "The same images chose the thresholds, so F1 is a little better here than elsewhere."
+        if found.chose_thresholds
+        else "None of these images had a part in the training or in the thresholds."
+    )
+    rows = [f"| {name} | {'-' if value is None else f'{value:.2f}'} |" for name, value in found.figures.items()]
+    head = f"Percent, on {found.images} images of the split {found.split} of {_cell(found.dataset)}. {caution}"
+    return "\n".join([head, "", "| figure | value |", "| --- | --- |", *rows])
+
+
+def _calibration(card: Card) -> str:
+    if not card.calibration:
         return "A class counts as present from score 0.5 on; no threshold was chosen."
     return (
-        "A class counts as present from its threshold on: the one with the highest "
-        f"{calibration['rule']} against {calibration['labels']}."
+        f"A class counts as present from its threshold on. The rule: {card.calibration['rule']}; by "
+        f"{card.calibration['labels']}."
     )
 
 
-def _metrics(metrics: Mapping[str, float | None] | None) -> str:
-    if metrics is None:
-        return (
-            "The pipeline that trained the student evaluates it afterwards, so no figure can stand here: those of its "
-            "method are in `metrics/` of that repository, and those of the labels it learned from in "
-            "`metrics/labels/`. `clipdistill calibrate` writes a folder whose card holds figures."
-        )
-    rows = [f"| {name} | {'-' if value is None else f'{value:.2f}'} |" for name, value in metrics.items()]
-    note = "Percent, on the very images whose ground truth chose the thresholds: F1 is a little better than elsewhere."
-    return "\n".join([note, "", "| figure | value |", "| --- | --- |", *rows])
-
-
-def _index(card: Mapping[str, Any], metrics: Mapping[str, float | None]) -> list[dict[str, Any]]:
-    """Figures in the form of a hub's leaderboard."""
-    figures = [{"type": name, "value": value} for name, value in metrics.items() if value is not None]
-    data = {"name": "calibration split", "type": "image-folder", "revision": card["calibration"]["table"][:12]}
-    result = {"task": {"type": "image-classification"}, "dataset": data, "metrics": figures}
-    return [{"name": f"{card['backbone']}, {len(card['classes'])} classes", "results": [result]}]
+def _thresholds(card: Card) -> list[str]:
+    rows = []
+    for name, threshold in zip(card.classes, card.thresholds, strict=True):
+        kept = card.calibration and threshold == DEFAULT
+        rows.append(f"| {_cell(name)} | {threshold:.4f}{' (none could be chosen)' if kept else ''} |")
+    return rows
 
 
 def _cell(text: str) -> str:
@@ -134,5 +174,5 @@ def _cell(text: str) -> str:
     return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "\\`")
 
 
-def _yaml(content: Mapping[str, Any]) -> str:
-    return yaml.safe_dump(dict(content), sort_keys=False, allow_unicode=True, width=110)
+def _yaml(content: dict[str, Any]) -> str:
+    return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=110)

@@ -8,9 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-# ImageNet's channel means and deviations, as torchvision's weights expect them; RGB in [0, 1].
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
+from clipdistill.students.student_yaml import MEAN, STD
 
 Pixels = npt.NDArray[np.uint8]
 

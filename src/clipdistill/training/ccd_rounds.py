@@ -15,7 +15,7 @@ from clipdistill.clip import run as clip_run
 from clipdistill.datasets.table import ImageTable
 from clipdistill.params import Params
 from clipdistill.stage import Paths
-from clipdistill.students import model_folder
+from clipdistill.students import student_yaml
 from clipdistill.training.ccd_labels import CcdLabels
 from clipdistill.training.ccd_refine import refine
 from clipdistill.training.localize import point
@@ -53,7 +53,7 @@ def later_round(update: int, params: Params, command: list[str], embedder: list[
     views, embeddings = folder / VIEWS, folder / EMBEDDINGS
     if not launch(command, params, compute):
         with distributed.process_group(compute.torch_device()):
-            if not (student / model_folder.CARD).exists():
+            if not (student / student_yaml.FILE).exists():
                 _train(update, student, params, compute)
             if not views.exists():
                 point(student, views, params, compute)
@@ -75,7 +75,7 @@ def _identity(update: int, paths: Paths, params: Params) -> str:
         *(part.model_dump() for part in (params.clip, params.views.cam)),
     ]
     labels, student = paths.ccd_labels(update - 1), paths.ccd_student(update - 1)
-    files = [labels / store.MANIFEST, student / model_folder.CARD, paths.text / store.MANIFEST]
+    files = [labels / store.MANIFEST, student / student_yaml.FILE, paths.text / store.MANIFEST]
     return store.fingerprint([sections, [store.file_sha256(file) for file in files], code_digest(_CODE)])[:32]
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from clipdistill.methods import cdul
 from clipdistill.params import CdulTrainParams
-from clipdistill.students.classifier import Head
+from clipdistill.students.student_yaml import Head
 
 # The reproduction study averages the divergence over batches of 8, and so moves a label by an eighth.
 _STUDY_STEP = 1 / 8

@@ -22,7 +22,7 @@ from clipdistill.datasets.table import ImageTable
 from clipdistill.methods import ccd
 from clipdistill.params import CcdLocalizeParams, Params
 from clipdistill.stage import Paths
-from clipdistill.students import backbones, model_folder, preprocessing
+from clipdistill.students import backbones, model_folder, preprocessing, student_yaml
 from clipdistill.students.classifier import Student
 from clipdistill.training.data import ImageSource
 from clipdistill.training.predict import arithmetic_of, autocast
@@ -116,7 +116,7 @@ def point(student: Path, out: Path, params: Params, compute: distributed.Compute
     with distributed.process_group(compute.torch_device()):
         views = localize(student, table, params.ccd.localize, compute)
         if distributed.rank() == 0:
-            provenance = {"student": model_folder.read_card(student).sha256, **params.ccd.localize.model_dump()}
+            provenance = {"student": student_yaml.read(student).sha256, **params.ccd.localize.model_dump()}
             views.write(out, {"table": table.fingerprint, **provenance})
             logger.info(
                 "%d views of %d images, of classes from probability %.3f on",

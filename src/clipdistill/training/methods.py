@@ -78,9 +78,9 @@ def _regime(method: str, params: Params, paths: Paths) -> Regime:
 
 
 def _outputs(method: str, paths: Paths) -> Outputs:
-    model = paths.model(method)
-    epochs = model / EPOCHS if method == "ccd" else None
-    return Outputs(model, paths.refined(method), paths.curves(method), epochs)
+    student = paths.student(method)
+    epochs = student / EPOCHS if method == "ccd" else None
+    return Outputs(student, paths.refined(method), paths.curves(method), epochs)
 
 
 def _truth(paths: Paths, table: ImageTable) -> Truth:
@@ -106,7 +106,7 @@ def _write_report(method: str, paths: Paths, truth: Labels | None) -> None:
 
 
 def _write_untrained(paths: Paths, method: str, table: ImageTable) -> None:
-    untrained.mark(paths.model(method), "the training images have no ground truth, so there is no supervised student")
+    untrained.mark(paths.student(method), "the training images have no ground truth, so there is no supervised student")
     nothing = np.empty((0, len(table), 0), dtype=np.float32)
     store.write_group(paths.refined(method), {"labels": nothing}, {"table": table.fingerprint})
     store.write_json(paths.curves(method) / "metrics.json", {})

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from clipdistill import distributed
 from clipdistill.datasets.table import ImageTable
-from clipdistill.students import classifier, model_folder, preprocessing
-from clipdistill.students.classifier import Head, Student
+from clipdistill.students import classifier, model_folder, preprocessing, student_yaml
+from clipdistill.students.classifier import Student
+from clipdistill.students.student_yaml import Head
 from clipdistill.training.data import ImageSource
 
 Scores = npt.NDArray[np.float32]
@@ -48,7 +49,7 @@ def predict_scores(folder: Path, table: ImageTable, compute: distributed.Compute
     return result.numpy()
 
 
-def arithmetic_of(card: model_folder.Card) -> torch.dtype:
+def arithmetic_of(card: student_yaml.Card) -> torch.dtype:
     """Number format in which the student was trained, and so is evaluated."""
     return torch.bfloat16 if card.provenance.get("arithmetic") == "bfloat16" else torch.float32
 

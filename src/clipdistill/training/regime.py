@@ -12,7 +12,7 @@ from torch import Tensor
 from clipdistill.errors import ArtifactError
 from clipdistill.evaluation.metrics import mean_average_precision
 from clipdistill.methods import ccd
-from clipdistill.students import model_folder
+from clipdistill.students import model_folder, student_yaml
 from clipdistill.students.classifier import Student
 
 
@@ -38,7 +38,7 @@ class Regime:
     @property
     def identity(self) -> dict[str, Any]:
         """Parameters, and the student gone on from, as JSON values."""
-        start = None if self.start is None else model_folder.read_card(self.start).sha256
+        start = None if self.start is None else student_yaml.read(self.start).sha256
         others = {name: getattr(self, name) for name in ("boost", "agreement", "jitter", "positive_at")}
         return {"start": start, **others}
 

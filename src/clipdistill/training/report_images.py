@@ -15,7 +15,7 @@ from clipdistill.evaluation.gallery import Gallery, Group, Picture, Said
 from clipdistill.evaluation.report_figures import ORDER
 from clipdistill.params import Params
 from clipdistill.stage import Paths
-from clipdistill.students import model_folder
+from clipdistill.students import student_yaml
 from clipdistill.training.data import ImageSource
 from clipdistill.training.localize import Pointer
 
@@ -82,11 +82,11 @@ def _say(
     method: str, scored: _Scored, table: ImageTable, truth: Labels, rows: list[int], names: list[str], params: Params
 ) -> dict[int, Said]:
     """Tags of the chosen images, by row; of a student with their maps."""
-    model = Paths(params.dataset.name).model(method)
+    student = Paths(params.dataset.name).student(method)
     thresholds = scored.thresholds(params.evaluate.threshold)
     said = {row: gallery.tags(scored.scores[row], truth[row], names, thresholds) for row in rows}
-    if (model / model_folder.CARD).exists():
-        pointer = Pointer(model, params.ccd.localize, distributed.Compute.load())
+    if (student / student_yaml.FILE).exists():
+        pointer = Pointer(student, params.ccd.localize, distributed.Compute.load())
         images = ImageSource(table, pointer.image_size, "none", workers=1)
         places = [(row, tag.column) for row in rows for tag in said[row].tags]
         wanted = torch.tensor(places, dtype=torch.int64).reshape(-1, 2)

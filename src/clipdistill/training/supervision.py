@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from clipdistill.methods import cdul
-from clipdistill.students.classifier import Head
+from clipdistill.students.student_yaml import Head
 
 
 class Supervision(Protocol):

@@ -18,7 +18,7 @@ from clipdistill.errors import ArtifactError, DataError, ParamsError
 from clipdistill.evaluation import thresholds
 from clipdistill.params import Params, RecipeParams, StudentParams
 from clipdistill.stage import Paths
-from clipdistill.students import model_folder
+from clipdistill.students import model_folder, student_yaml
 from clipdistill.students.classifier import Student
 from clipdistill.training import checkpoint
 from clipdistill.training.loop import Machine, Task, Trainer, Truth
@@ -123,7 +123,9 @@ def train_student(
         chosen = trainer.choose_student()
         scored = trainer.score() if outputs.thresholds else None
         if distributed.rank() == 0:
-            best = None if scored is None else thresholds.best_f1(*(matrix.numpy() for matrix in scored)).tolist()
+            best = None
+            if scored is not None:
+                best = thresholds.without_truth(*(matrix.numpy() for matrix in scored)).tolist()
             _write(trainer.student, task, classes, provenance, outputs, folder, chosen, best)
         distributed.barrier()
 
@@ -212,9 +214,9 @@ def _write(
         known = ruled and truth.val is not None and truth.val_table is not None
         scores = checkpoint.read_states(folder, "scores", list(every)) if known else np.empty((0, 0, 0), np.float32)
         store.write_group(outputs.epochs, {"scores": scores, "chosen": np.array([chosen])}, provenance)
-    learnt = {"rule": thresholds.RULE, "labels": "the labels that the student learned from"}
+    learnt = {"rule": thresholds.F1_AND_GROUPS, "labels": "the labels that the student learned from"}
     calibration = None if best is None else learnt
-    card = model_folder.Card.of(student, task.student, task.supervision.head, classes, provenance, best, calibration)
+    card = student_yaml.Card.of(student, task.student, task.supervision.head, classes, provenance, best, calibration)
     model_folder.save(outputs.model, student, card)
     shutil.rmtree(folder)
 
