@@ -1,4 +1,4 @@
-"""A cache that a group shares: push from one clone, pull into another, on a folder, an S3 and an SSH server of our own."""
+"""A cache that a group shares: from one clone into another, by a folder, an S3 and an SSH server of our own."""
 
 from __future__ import annotations
 
