@@ -2,7 +2,8 @@
 
 The rule: only known formats; a limit on pixels before anything is decoded; the first frame of an animation; the EXIF
 orientation applied, so that CLIP sees what a person sees; 16-bit gray scaled to 8 bits (Pillow alone clips it to
-white); anything else to RGB as Pillow does it, which drops an alpha channel.
+white); samples of 32 bits refused, since no file says what is black and what is white in them; anything else to RGB as
+Pillow does it, which drops an alpha channel.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import BITSPERSAMPLE
 
 from clipdistill.errors import DataError
 
@@ -24,7 +26,7 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", 
 
 
 class UnreadableImageError(DataError):
-    """A file that is not a whole image of a known format, or is too large."""
+    """A file that is not a whole image of a known format and of a known range, or is too large."""
 
 
 def content_hash(data: bytes) -> str:
@@ -44,7 +46,7 @@ def decode(data: bytes, name: str, max_pixels: int) -> Image.Image:
         RGB image, upright.
 
     Raises:
-        UnreadableImageError: not an image of a known format, truncated, or too large.
+        UnreadableImageError: not an image of a known format, truncated, too large, or of 32 bits a sample.
     """
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
@@ -55,7 +57,7 @@ def decode(data: bytes, name: str, max_pixels: int) -> Image.Image:
         image.load()
         # In place, and below no conversion where there is nothing to convert: each would copy all pixels.
         ImageOps.exif_transpose(image, in_place=True)
-        return _to_rgb(image)
+        return _to_rgb(image, name)
     except UnreadableImageError:
         raise
     except UnidentifiedImageError:
@@ -66,14 +68,24 @@ def decode(data: bytes, name: str, max_pixels: int) -> Image.Image:
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """Apply the EXIF orientation, scale 16 bits to 8, and bring any mode to RGB; the given image stays as it is."""
-    return _to_rgb(ImageOps.exif_transpose(image))
+    """Apply the EXIF orientation, scale 16 bits to 8, and bring any mode to RGB; the given image stays as it is.
+
+    Raises:
+        UnreadableImageError: its samples have 32 bits.
+    """
+    return _to_rgb(ImageOps.exif_transpose(image), "the image")
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith(("I;16", "I")):
-        levels = np.asarray(image, dtype=np.int64)
-        return Image.fromarray((levels.clip(0, 65_535) >> 8).astype(np.uint8)).convert("RGB")
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    if image.mode in ("I", "F"):
+        raise UnreadableImageError(
+            f"{name}: has samples of 32 bits (Pillow's mode {image.mode}), whose black and white are not known; save "
+            "it with 8 or 16 bits"
+        )
+    if image.mode.startswith("I;16"):
+        # A TIFF may hold 12 bits, which Pillow leaves in the lower ones of 16.
+        bits = getattr(image, "tag_v2", {}).get(BITSPERSAMPLE, (16,))[0]
+        return Image.fromarray((np.asarray(image) >> (bits - 8)).astype(np.uint8)).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
