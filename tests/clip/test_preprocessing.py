@@ -4,6 +4,7 @@ import pytest
 import torch
 from open_clip.transform import image_transform
 from PIL import Image
+from torchvision.transforms import CenterCrop, InterpolationMode, Resize
 
 from clipdistill.clip.preprocessing import ViewTransform, normalise
 from clipdistill.clip.teacher import Preprocessing
@@ -42,6 +43,25 @@ def test_global_view_equals_open_clips_transform(size: tuple[int, int], mode: st
     )(image)
     ours = ViewTransform(config, "open_clip")(image, whole(image))
     assert torch.equal(normalise(torch.from_numpy(ours).permute(0, 3, 1, 2), config)[0], reference)
+
+
+@pytest.mark.parametrize("size", [(2, 400), (400, 2)])
+def test_the_middle_of_a_strip_is_what_open_clips_transform_sees(size: tuple[int, int]) -> None:
+    image = photo(size)
+    reference = np.asarray(CenterCrop(32)(Resize(32, InterpolationMode.BICUBIC)(image)))
+    found = ViewTransform(preprocessing(size=32), "open_clip")(image, whole(image))[0]
+    assert np.abs(found.astype(int) - reference).max() <= 1
+
+
+@pytest.mark.parametrize("mode", ["shortest", "longest"])
+def test_a_strip_of_one_pixel_takes_no_gigabytes_and_stays_in_sight(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    resized = []
+    resize = Image.Image.resize
+    monkeypatch.setattr(Image.Image, "resize", lambda *a, **k: resized.append(resize(*a, **k)) or resized[-1])
+    image = Image.new("RGB", (1, 20_000), (10, 200, 30))
+    pixels = ViewTransform(preprocessing(mode), "open_clip")(image, whole(image))
+    assert (pixels[0, 112] == (10, 200, 30)).all(axis=-1).any()
+    assert all(max(made.size) <= 224**2 for made in resized)
 
 
 def test_squash_keeps_the_sides_that_a_centre_crop_loses() -> None:

@@ -21,7 +21,8 @@ Pixels = npt.NDArray[np.uint8]
 class ViewTransform:
     """Crop a view and resize it, by Pillow, to the encoder's input size.
 
-    `open_clip` is the model's own evaluation transform, equal pixel by pixel; `squash` brings the whole view to the
+    `open_clip` is the model's own evaluation transform, equal pixel by pixel, but for strips of more than S to 1 (S:
+    side of the encoder's input, pixels): of them it sees the middle alone. `squash` brings the whole view to the
     square, so that no side of it is lost.
 
     Args:
@@ -37,6 +38,7 @@ class ViewTransform:
         )
         # The geometry alone; values stay bytes until they are on the device.
         self._geometry = [step for step in composed.transforms if _is_geometry(step)]
+        self._keeps_aspect = mode != "squash"
 
     def __call__(self, image: Image.Image, boxes: npt.NDArray[np.float32], out: Pixels | None = None) -> Pixels:
         """Cut views out of an upright RGB image.
@@ -57,10 +59,21 @@ class ViewTransform:
     def _view(self, image: Image.Image, box: Sequence[float] | npt.NDArray[np.float32]) -> Pixels:
         x0, y0 = max(0, math.floor(box[0])), max(0, math.floor(box[1]))
         x1, y1 = min(image.width, math.ceil(box[2])), min(image.height, math.ceil(box[3]))
+        if self._keeps_aspect:
+            (x0, x1), (y0, y1) = self._middle(x0, x1, y1 - y0), self._middle(y0, y1, x1 - x0)
         view = image if (x0, y0, x1, y1) == (0, 0, *image.size) else image.crop((x0, y0, x1, y1))
         for step in self._geometry:
             view = step(view)
         return np.asarray(view)
+
+    def _middle(self, start: int, stop: int, other: int) -> tuple[int, int]:
+        """The middle of a side that is more than S times the other.
+
+        Scaled with its aspect kept, 1 x 20,000 pixels would take gigabytes before the centre is cut out, or have no
+        width left.
+        """
+        excess = max(0, stop - start - self.size * max(1, other))
+        return start + excess // 2, stop - (excess - excess // 2)
 
 
 def _is_geometry(step: object) -> bool:
