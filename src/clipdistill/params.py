@@ -107,7 +107,9 @@ class ClipParams(Section):
     model: str = Field("scenes-tiny", min_length=1, description="open_clip's name of the architecture")
     pretrained: str = Field("", description="open_clip's tag of published weights (source open_clip)")
     weights: str = Field("", description="file of weights, .safetensors or .pt (source file)")
-    sha256: Sha256 = Field("", description="SHA-256 of `weights`, 64 hexadecimal digits (source file)")
+    sha256: Sha256 = Field(
+        "", description="SHA-256 of the weights, 64 hexadecimal digits (source file; for open_clip where it is given)"
+    )
     quick_gelu: bool = Field(False, description="weights were trained with QuickGELU (source file; OpenAI's were)")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="number format of the image encoder; auto: bf16 where the hardware has it, else fp32"

@@ -28,29 +28,46 @@ def embed_prompts(teacher: Teacher, names: Sequence[str], templates: Sequence[st
         float32 [C, D], rows of unit norm.
 
     Raises:
-        ParamsError: two classes with the same prompts, or a prompt that the tokenizer would cut off.
+        ParamsError: a single class, two with the same prompts as the tokenizer reads them, or a prompt that it would
+            cut off.
     """
+    if len(names) < 2:
+        raise ParamsError(
+            f"prompts: there is one class, {names[0]!r}, but CLIP's scores are shares among classes, and a lone one "
+            "has all of every image; name what it is to be told from as well, such as 'background'"
+        )
     prompts = [template.replace("{}", name) for name in names for template in templates]
-    if len(set(names)) < len(names):
-        twice = sorted({name for name in names if list(names).count(name) > 1})
-        raise ParamsError(f"dataset.prompt_names: several classes are prompted {', '.join(map(repr, twice))}")
-    _refuse_truncated(teacher, prompts)
+    tokens = teacher.tokenizer(prompts)
+    _refuse_truncated(teacher, prompts, tokens)
+    _refuse_equal(names, tokens)
     with torch.inference_mode():
-        batches = [
-            F.normalize(teacher.model.encode_text(teacher.tokenizer(prompts[start : start + _BATCH])).float(), dim=-1)
-            for start in range(0, len(prompts), _BATCH)
-        ]
+        batches = [F.normalize(teacher.model.encode_text(part).float(), dim=-1) for part in torch.split(tokens, _BATCH)]
     per_template = torch.cat(batches).reshape(len(names), len(templates), -1)
     return F.normalize(per_template.mean(dim=1), dim=-1)
 
 
-def _refuse_truncated(teacher: Teacher, prompts: Sequence[str]) -> None:
-    """Refuse a prompt that fills the context: the tokenizer cuts longer ones off without a word."""
-    context = teacher.tokenizer([""])
-    padding, length = int(context[0, -1]), context.shape[1]
-    for prompt in prompts:
-        if int(teacher.tokenizer([prompt])[0, -1]) != padding:
+def _refuse_equal(names: Sequence[str], tokens: torch.Tensor) -> None:
+    """Refuse classes of equal tokens: a tokenizer may drop case, white space and the spelling of accents."""
+    rows = tokens.reshape(len(names), -1).tolist()
+    seen: dict[tuple[int, ...], str] = {}
+    for name, row in zip(names, map(tuple, rows), strict=True):
+        if row in seen:
             raise ParamsError(
-                f"prompts: {prompt!r} does not fit into the {length} tokens that the text encoder reads; shorten the "
-                "template, or give the class a shorter name in dataset.prompt_names"
+                f"dataset.prompt_names: the classes prompted {seen[row]!r} and {name!r} are the same to the text "
+                "encoder; give one of them another prompt name"
             )
+        seen[row] = name
+
+
+def _refuse_truncated(teacher: Teacher, prompts: Sequence[str], tokens: torch.Tensor) -> None:
+    """Refuse a prompt that fills the context: the tokenizer cuts longer ones off without a word.
+
+    Then a word more changes nothing. What the tokenizer pads with does not tell: with some it is the end mark, which
+    stands after the cut as well.
+    """
+    full = (tokens == teacher.tokenizer([f"{prompt} x" for prompt in prompts])).all(dim=1)
+    if full.any():
+        raise ParamsError(
+            f"prompts: {prompts[int(full.int().argmax())]!r} does not fit into the {tokens.shape[1]} tokens that the "
+            "text encoder reads; shorten the template, or give the class a shorter name in dataset.prompt_names"
+        )

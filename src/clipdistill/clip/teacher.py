@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import pickle
+import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import open_clip
+import safetensors
 import torch
 import yaml
 
@@ -30,6 +33,23 @@ ARCHITECTURES = Path(__file__).parent / "architectures"
 Tokenizer = Callable[[list[str]], torch.Tensor]
 ClipModel: TypeAlias = Any
 """open_clip's CLIP or CustomTextCLIP, which ship no types."""
+
+# What reading a file raises that is no set of tensors: empty, cut off, of another format, a pickle of something else.
+_UNREADABLE = (
+    safetensors.SafetensorError,
+    pickle.UnpicklingError,
+    RuntimeError,
+    OSError,
+    EOFError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    StopIteration,
+    AssertionError,
+)
+# Where open_clip keeps the embeddings of places in image and text.
+_POSITIONS = ("visual.positional_embedding", "text.positional_embedding", "positional_embedding")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +90,8 @@ def load(params: ClipParams, teachers: Path = TEACHERS) -> Teacher:
         teachers: folder of the teachers that the pipeline trained itself.
 
     Raises:
-        TeacherError: unknown model or tag, no such file, a wrong checksum, or weights of another architecture.
+        TeacherError: unknown model or tag, no such file, a wrong checksum, or weights that are of another architecture
+            or activation, or not finite.
     """
     register_architectures()
     if params.model not in open_clip.list_models():
@@ -79,10 +100,12 @@ def load(params: ClipParams, teachers: Path = TEACHERS) -> Teacher:
         return _published(params)
     if params.source == "file":
         path, sha256, quick_gelu = Path(params.weights), params.sha256, params.quick_gelu
+        _require_activation(params)
     else:
         path, sha256, quick_gelu = *_self_trained(params, teachers), False
+    _require_bytes(path, sha256)
     model = create(params.model, quick_gelu)
-    _load_weights(model, path, sha256)
+    _load_weights(model, path)
     return _wrap(model, params.model, quick_gelu)
 
 
@@ -114,12 +137,13 @@ def _published(params: ClipParams) -> Teacher:
     published = open_clip.get_pretrained_cfg(params.model, params.pretrained)
     quick_gelu = bool(published.get("quick_gelu", False)) or params.model.endswith("-quickgelu")
     try:
+        _require_published_bytes(Path(open_clip.download_pretrained(published)), params.sha256)
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message="QuickGELU mismatch")
             model = open_clip.create_model(
                 params.model, pretrained=params.pretrained, force_quick_gelu=quick_gelu, weights_only=True
             )
-    except (RuntimeError, OSError, ValueError, UserWarning) as error:
+    except (*_UNREADABLE, UserWarning) as error:
         raise TeacherError(
             f"{params.model} / {params.pretrained} cannot be loaded ({error}). Without internet, fetch the file "
             "elsewhere and use clip.source = file with clip.weights and clip.sha256"
@@ -127,53 +151,115 @@ def _published(params: ClipParams) -> Teacher:
     return _wrap(model.eval(), params.model, quick_gelu)
 
 
+def _require_published_bytes(path: Path, sha256: str) -> None:
+    """Compare a download with its SHA-256: that of the parameters, and the one that the hub files it under."""
+    filed = path.resolve().name
+    for wanted in filter(None, (sha256, filed if re.fullmatch("[0-9a-f]{64}", filed) else "")):
+        if (found := store.file_sha256(path)) != wanted:
+            raise TeacherError(
+                f"weights {path} have SHA-256 {found}, expected {wanted}: a broken download, which must be removed to "
+                "be fetched again; or clip.sha256 is of another file"
+            )
+
+
+def _require_activation(params: ClipParams) -> None:
+    """Refuse OpenAI's own weights, known by their sum, without the activation that they were trained with.
+
+    Nothing in the weights tells, and the features would be wrong without any error.
+    """
+    if params.quick_gelu or params.model.endswith("-quickgelu"):
+        return
+    for name, tag in open_clip.list_pretrained():
+        published = open_clip.get_pretrained_cfg(name, tag)
+        if published.get("quick_gelu") and f"/{params.sha256}/" in published.get("url", ""):
+            raise TeacherError(
+                f"clip.weights: {params.weights} is {name} / {tag} by its SHA-256, trained with QuickGELU: set "
+                "clip.quick_gelu: true"
+            )
+
+
 def _self_trained(params: ClipParams, teachers: Path) -> tuple[Path, str]:
     card = teachers / f"{params.source}.yaml"
+    cure = "run `dvc repro stages/scenes/dvc.yaml:pretrain_clip`"
     try:
         content = yaml.safe_load(card.read_text(encoding="utf-8"))
+        architecture, sha256 = str(content["architecture"]), str(content["sha256"])
     except FileNotFoundError:
-        raise TeacherError(f"{card} is missing: run `dvc repro stages/scenes/dvc.yaml:pretrain_clip`") from None
-    if content["architecture"] != params.model:
+        raise TeacherError(f"{card} is missing: {cure}") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, KeyError) as error:
+        raise TeacherError(f"{card} is damaged ({error}): {cure}") from None
+    if architecture != params.model:
         raise TeacherError(
-            f"clip.model is {params.model!r}, but {card} holds weights of {content['architecture']!r}: "
+            f"clip.model is {params.model!r}, but {card} holds weights of {architecture!r}: "
             "set clip.model and pretrain_clip.architecture alike"
         )
-    return teachers / f"{params.source}.safetensors", content["sha256"]
+    return teachers / f"{params.source}.safetensors", sha256
 
 
-def _load_weights(model: ClipModel, path: Path, sha256: str) -> None:
+def _require_bytes(path: Path, sha256: str) -> None:
     if not path.is_file():
         raise TeacherError(f"weights {path} are missing")
     found = store.file_sha256(path)
     if found != sha256:
         raise TeacherError(f"weights {path} have SHA-256 {found}, expected {sha256}: another file, or a broken copy")
+
+
+def _load_weights(model: ClipModel, path: Path) -> None:
+    state = _read_weights(path)
     try:
+        _require_positions(model, open_clip.factory.convert_state_dict(model, state))
         open_clip.factory.load_checkpoint(model, str(path), strict=True, weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise TeacherError(
-            f"weights {path} hold more than tensors and were not opened ({str(error).splitlines()[0]}). A TorchScript "
-            "archive or a pickled model has to be converted to safetensors first"
-        ) from error
-    except (
-        RuntimeError,
-        KeyError,
-        ValueError,
-        OSError,
-        StopIteration,
-        AttributeError,
-        EOFError,
-        AssertionError,
-    ) as error:
+    except _UNREADABLE as error:
         raise TeacherError(f"weights {path} do not fit the architecture: {str(error)[:600]}") from error
+
+
+def _read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Tensors of a file by name; nothing in it is run."""
+    try:
+        if path.suffix in (".npz", ".npy"):
+            raise ValueError("a NumPy file")
+        state: dict[str, torch.Tensor] = open_clip.factory.load_state_dict(str(path), weights_only=True)
+        if not all(isinstance(value, torch.Tensor) for value in state.values()):
+            raise ValueError("not tensors alone")
+    except _UNREADABLE as error:
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise TeacherError(
+            f"weights {path} hold more than tensors, or none, and were not used ({reason}). They must be a whole "
+            ".safetensors or .pt file of tensors by name; a TorchScript archive or a pickled model has to be converted "
+            "to safetensors first"
+        ) from error
+    return state
+
+
+def _require_positions(model: ClipModel, state: dict[str, torch.Tensor]) -> None:
+    """Refuse embeddings of more or fewer places, which open_clip stretches to fit without an error."""
+    own = model.state_dict()
+    shapes = {name: own[name].shape for name in _POSITIONS if name in own}
+    if "text.positional_embedding" in shapes:
+        # Where the text tower is a module of its own, open_clip takes the plain name for it.
+        shapes["positional_embedding"] = shapes["text.positional_embedding"]
+    for name, shape in shapes.items():
+        if name in state and state[name].shape != shape:
+            raise ValueError(f"{name} is {list(state[name].shape)} in place of {list(shape)}")
 
 
 def _wrap(model: ClipModel, name: str, quick_gelu: bool) -> Teacher:
     model.requires_grad_(False)
+    broken = [key for key, tensor in model.named_parameters() if not torch.isfinite(tensor).all()]
+    logit_scale = float(model.logit_scale.exp())
+    if broken or not math.isfinite(logit_scale):
+        raise TeacherError(
+            f"the weights of {name} hold NaN or infinity ({(broken or ['logit_scale'])[0]}): get the file again"
+        )
+    try:
+        tokenizer = open_clip.get_tokenizer(name)
+    except (*_UNREADABLE, ImportError) as error:
+        raise TeacherError(f"the tokenizer of {name} cannot be loaded or fetched ({error})") from error
     return Teacher(
         model=model,
-        tokenizer=open_clip.get_tokenizer(name),
+        tokenizer=tokenizer,
         preprocessing=preprocessing_of(model),
-        logit_scale=float(model.logit_scale.exp()),
+        logit_scale=logit_scale,
         identity={"model": name, "quick_gelu": quick_gelu, "weights": weights_digest(model)},
     )
 
