@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,14 @@ def test_exponents_without_a_point_are_numbers(tmp_path: Path) -> None:
         ("views: {snippets: {grid: 0}}", r"views\.snippets\.grid"),
         ("views: {snippets: {overlap: 1.0}}", r"views\.snippets\.overlap: .*less than 1"),
         ("dataset: {name: ../up}", r"dataset\.name"),
+        ("dataset: {prompt_names: {cat: ''}}", r"dataset\.prompt_names\.cat"),
+        ("dataset: {prompt_names: {cat: 3}}", r"dataset\.prompt_names\.cat: .*string, found 3"),
+        ("dataset: {1: 2}", r"dataset\.1: Keys should be strings"),
+        ("evaluate: {top_k: true}", r"evaluate\.top_k: .*integer, found True"),
+        ("evaluate: {threshold: '0.5'}", r"evaluate\.threshold: .*number, found '0\.5'"),
+        ("train: {recipe: {seed: 4294967296}}", r"train\.recipe\.seed: .*less than 4294967296"),
+        ("pseudo_label: {temperature: moel}", r"pseudo_label\.temperature: .*'model', found 'moel'"),
+        ("dataset: null", r"dataset: .*found None"),
         ("dataset: {reader: imagenet}", r"dataset\.reader: .*'voc'.*found 'imagenet'"),
         ("clip: {precision: int8}", r"clip\.precision: .*'fp32'"),
         ("clip: {source: open_clip}", r"clip: source open_clip needs `pretrained`"),
@@ -47,6 +56,9 @@ def test_exponents_without_a_point_are_numbers(tmp_path: Path) -> None:
         ("evaluate: 3", r"evaluate"),
         ("- a list", r"top level"),
         ("a: [1", "is not valid YAML"),
+        ("a: 2026-13-45", "is not valid YAML: month must be in 1..12"),
+        ("a: &a [*a]", "a: unknown key"),
+        ("!!python/object/apply:os.getcwd []", "is not valid YAML: could not determine a constructor"),
         ("clip: {}\nclip: {}", "key 'clip' stands twice"),
     ],
 )
@@ -58,6 +70,13 @@ def test_what_is_refused_is_named_with_its_path(tmp_path: Path, text: str, messa
 def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(ParamsError, match=r"3 parameter\(s\) refused"):
         load(tmp_path, "a: 1\nevaluate: {top_k: 0, threshold: 7}")
+
+
+@pytest.mark.parametrize("make", [lambda path: path.mkdir(), lambda path: path.write_bytes(b"a: caf\xe9")])
+def test_what_is_no_text_file_is_named(tmp_path: Path, make: Callable[[Path], object]) -> None:
+    make(tmp_path / "params.yaml")
+    with pytest.raises(ParamsError, match=r"params\.yaml (cannot be read|is not valid YAML)"):
+        params.load(tmp_path / "params.yaml")
 
 
 def test_a_missing_file_says_where_to_stand(tmp_path: Path) -> None:

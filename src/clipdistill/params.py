@@ -22,6 +22,8 @@ MAX_ROUNDS = 4
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Text = Annotated[str, Field(pattern=r"\S")]
 Sha256 = Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
 
 
@@ -54,7 +56,7 @@ class DatasetParams(Section):
     val_fraction: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.2, description="folder: share of the images held out where the folder has no split of its own"
     )
-    prompt_names: dict[str, str] = Field(
+    prompt_names: dict[str, Text] = Field(
         default_factory=dict, description="name in prompts by class name, over the reader's own"
     )
     download: bool = Field(False, description="voc: fetch the archives through torchvision where they are missing")
@@ -76,7 +78,7 @@ class DatasetParams(Section):
 class ScenesParams(Section):
     """The generated data set `scenes` and the captioned images that go with it (stage `generate`)."""
 
-    seed: Annotated[int, Field(ge=0)] = Field(0, description="seed of everything drawn")
+    seed: Seed = Field(0, description="seed of everything drawn")
     train_images: Annotated[int, Field(ge=1)] = Field(4000, description="scenes in the training split")
     val_images: Annotated[int, Field(ge=1)] = Field(1000, description="scenes in the evaluation split")
     image_size: Annotated[int, Field(ge=32, le=1024)] = Field(192, description="side of a scene, pixels")
@@ -88,7 +90,7 @@ class ScenesParams(Section):
 class PretrainClipParams(Section):
     """Training of the tiny CLIP on captioned scenes (stage `pretrain_clip`)."""
 
-    seed: Annotated[int, Field(ge=0)] = Field(0, description="seed of weights, order and augmentation")
+    seed: Seed = Field(0, description="seed of weights, order and augmentation")
     architecture: Name = Field("scenes-tiny", description="file in src/clipdistill/clip/architectures")
     epochs: Annotated[int, Field(ge=1)] = Field(8, description="passes over the captioned images")
     batch_size: Annotated[int, Field(ge=2)] = Field(256, description="pairs in a contrastive batch")
@@ -225,7 +227,7 @@ class StudentParams(Section):
 class RecipeParams(Section):
     """How a student is trained; the same for every method, so that their numbers compare."""
 
-    seed: Annotated[int, Field(ge=0)] = Field(0, description="seed of weights, order and augmentation")
+    seed: Seed = Field(0, description="seed of weights, order and augmentation")
     epochs: Annotated[int, Field(ge=1)] = Field(9, description="passes over the training images")
     batch_size: Annotated[int, Field(ge=1)] = Field(32, description="images an update, over all processes")
     optimiser: Literal["adamw", "adam", "sgd"] = Field("adamw", description="update rule")
@@ -423,7 +425,10 @@ def load(path: Path = PARAMS_FILE) -> Params:
         raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - a SafeLoader
     except FileNotFoundError:
         raise ParamsError(f"{path} is missing: run from the project's top folder, or restore it from git") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise ParamsError(f"{path} cannot be read ({error.strerror}): restore it from git") from None
+    except (yaml.YAMLError, ValueError) as error:
+        # A ValueError is text that is not UTF-8, or a date that is none.
         raise ParamsError(f"{path} is not valid YAML: {error}") from None
     try:
         return Params.model_validate({} if raw is None else raw)
