@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -160,11 +162,15 @@ def test_other_categories_in_the_other_split_are_refused(root: Path) -> None:
     [
         (lambda content: content.pop("images"), "has no 'images'"),
         (lambda content: content["annotations"][0].pop("category_id"), "has no 'category_id'"),
-        (lambda content: content["annotations"][0].update(category_id=1.5), "must be integers"),
-        (lambda content: content["annotations"][0].update(image_id="9"), "must be integers"),
+        (lambda content: content["annotations"][0].update(category_id=1.5), "where an integer id should be"),
+        (lambda content: content["annotations"][0].update(image_id="9"), "where an integer id should be"),
         (lambda content: content["annotations"][0].update(image_id=[9]), "not of COCO's form"),
         (lambda content: content["images"][0].update(id="9"), "not of COCO's form"),
         (lambda content: content["images"][0].update(id=2**70), "not of COCO's form"),
+        (lambda content: content["images"][0].update(id=True), "True stands where an integer id should be"),
+        (lambda content: content["annotations"][0].update(category_id=math.nan), "nan stands where an integer id"),
+        (lambda content: content["images"][0].update(file_name=None), "None stands where a name should be"),
+        (lambda content: content["categories"][0].update(name=None), "None stands where a name should be"),
         (lambda content: content.update(categories=[]), "no categories"),
         (lambda content: content["categories"][0].update(name="toothbrush"), "a name twice"),
         (lambda content: content["categories"].append({"id": 1, "name": "man"}), "an id or a name twice"),
@@ -173,6 +179,28 @@ def test_other_categories_in_the_other_split_are_refused(root: Path) -> None:
 def test_another_form_is_refused(root: Path, edit: Any, message: str) -> None:  # noqa: ANN401
     change(root, "train2014", edit)
     with pytest.raises(DataError, match=message):
+        coco.read(params(root))
+
+
+def test_boxes_are_not_read_wherever_they_lie(root: Path) -> None:
+    expected = {split: part.labels.tolist() for split, part in coco.read(params(root)).splits.items()}
+    for box in ([-5, -5, 1e9, 1e9], [math.nan] * 4, None):
+        change(root, "train2014", lambda content, box=box: [a.update(bbox=box) for a in content["annotations"]])
+        assert {split: part.labels.tolist() for split, part in coco.read(params(root)).splits.items()} == expected
+
+
+@pytest.mark.parametrize("name", ["", " ", "a\nb", "\ud800"])
+def test_a_category_without_a_name_that_can_be_written_is_refused(root: Path, name: str) -> None:
+    for split in ("train2014", "val2014"):
+        change(root, split, lambda content: content["categories"][0].update(name=name))
+    with pytest.raises(DataError, match=r"class name .* is blank or holds a control character"):
+        coco.read(params(root))
+
+
+def test_a_file_of_gigabytes_is_refused_unread(root: Path) -> None:
+    path = root / "annotations" / "instances_val2014.json"
+    os.truncate(path, 3 * 2**30)
+    with pytest.raises(DataError, match=r"instances_val2014\.json has 3\.0 GiB.*: leave out what labels do not need"):
         coco.read(params(root))
 
 

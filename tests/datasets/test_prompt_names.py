@@ -76,6 +76,12 @@ def test_class_file_refuses(tmp_path: Path, text: str, message: str) -> None:
         prompt_names.read_class_file(write_text(tmp_path / "classes.txt", text), {})
 
 
+@pytest.mark.parametrize("name", ["a\x07b", "a\0b", "a\u2028b"])
+def test_a_name_with_a_control_character_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DataError, match="holds a control character; rename the class"):
+        prompt_names.read_class_file(write_text(tmp_path / "classes.txt", f"cat\n{name}\n"), {})
+
+
 def test_a_missing_class_file_is_explained_with_an_example(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"classes\.txt is missing: .*for example 'cat'"):
         prompt_names.read_class_file(tmp_path / "classes.txt", {})

@@ -7,7 +7,6 @@ a class's column is the rank of its id.
 from __future__ import annotations
 
 import json
-from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,14 +82,14 @@ class _Instances:
         self.images = image_root / name
         content = _load(self.path, self.images)
         try:
-            categories = [(index(item["id"]), str(item["name"])) for item in content["categories"]]
+            categories = [(_number(item["id"]), _text(item["name"])) for item in content["categories"]]
             self.categories = dict(sorted(categories))
             if not categories or len(set(self.categories.values())) != len(categories):
                 raise ValueError("no categories, or an id or a name twice")
-            self.ids = [index(image["id"]) for image in content["images"]]
-            self.files = [str(image["file_name"]) for image in content["images"]]
-            pairs = [(item["image_id"], item["category_id"]) for item in content["annotations"]]
-            self._join(np.array(pairs) if pairs else np.empty((0, 2), np.int64))
+            self.ids = [_number(image["id"]) for image in content["images"]]
+            self.files = [_text(image["file_name"]) for image in content["images"]]
+            pairs = [(_number(item["image_id"]), _number(item["category_id"])) for item in content["annotations"]]
+            self._join(np.array(pairs, dtype=np.int64).reshape(-1, 2))
         except KeyError as error:
             raise DataError(f"{self.path}: an entry has no {error}; is it COCO's instances file?") from None
         except (TypeError, ValueError, OverflowError) as error:
@@ -98,8 +97,6 @@ class _Instances:
 
     def _join(self, pairs: npt.NDArray[np.int64]) -> None:
         """Scatter annotations (image id, category id) [M, 2] into rows and columns."""
-        if pairs.dtype != np.int64 or pairs.ndim != 2:
-            raise TypeError("image_id and category_id must be integers")
         unique, row_of = np.unique(np.array(self.ids, dtype=np.int64), return_inverse=True)
         rows, listed = _positions(unique, pairs[:, 0])
         columns, known = _positions(np.array(list(self.categories), dtype=np.int64), pairs[:, 1])
@@ -137,6 +134,19 @@ def _load(path: Path, images: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise DataError(f"{path} is not of COCO's form (a list of images, annotations and categories)")
     return content
+
+
+def _number(value: object) -> int:
+    """An id; JSON's true is none, though Python takes it for 1."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{value!r} stands where an integer id should be")
+    return value
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} stands where a name should be")
+    return value
 
 
 def _slim(entry: dict[str, Any]) -> dict[str, Any]:

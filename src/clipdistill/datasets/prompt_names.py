@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from typing import TYPE_CHECKING
 
 from clipdistill.datasets.raw import read_text
@@ -51,6 +52,9 @@ NUSWIDE_CLASSES = _names(
     """
 )
 
+# Line breaks and other control characters, and halves of characters, which no file can hold.
+_CONTROL = frozenset({"Cc", "Cs", "Zl", "Zp"})
+
 # Only VOC writes words together. The other lists say their classes as a prompt would.
 VOC_PROMPTS = {"diningtable": "dining table", "pottedplant": "potted plant", "tvmonitor": "tv monitor"}
 
@@ -67,8 +71,12 @@ def with_prompts(names: Sequence[str], known: Mapping[str, str], overrides: Mapp
         Classes in the same order.
 
     Raises:
+        DataError: a name is blank, or holds a line break or another control character.
         ParamsError: an override names a class that the data set has not.
     """
+    for name in names:
+        if not name.strip() or any(unicodedata.category(character) in _CONTROL for character in name):
+            raise DataError(f"class name {name!r} is blank or holds a control character; rename the class")
     if unknown := sorted(set(overrides) - set(names)):
         raise ParamsError(
             f"dataset.prompt_names.{unknown[0]}: the data set has no such class; it has {', '.join(names)}"
@@ -89,7 +97,8 @@ def read_class_file(path: Path, overrides: Mapping[str, str]) -> list[ClassName]
         Classes in the order of the lines, which is the order of the columns.
 
     Raises:
-        DataError: missing, empty, a name twice, or an empty name or prompt name; the text names the line.
+        DataError: missing, empty, a name twice, or an empty name or prompt name (the text names the line), or a name
+            with a control character.
         ParamsError: an override names a class that is not in the list.
     """
     cure = "write one class name a line there, for example 'cat', or 'tvmonitor<TAB>tv monitor' for the prompts"

@@ -34,6 +34,9 @@ ProblemKind = Literal[
 # Kind of a problem, and what is wrong.
 Refusal = tuple[ProblemKind, str]
 
+# COCO's largest has 0.4 GiB; whole in memory, a file takes several times its size.
+_MAX_BYTES = 2 * 2**30
+
 # DVC can put its cache in place of files as links (`cache.type symlink`); their targets are named by content.
 _DVC_OBJECT = re.compile(r"/files/md5/[0-9a-f]{2}/[0-9a-f]{30}$")
 
@@ -223,9 +226,14 @@ def read_text(path: Path, cure: str) -> str:
         cure: what to do where it is missing.
 
     Raises:
-        DataError: missing, unreadable, or not UTF-8.
+        DataError: missing, unreadable, of more than 2 GiB, or not UTF-8.
     """
     try:
+        if (size := path.stat().st_size) > _MAX_BYTES:
+            raise DataError(
+                f"{path} has {size / 2**30:.1f} GiB, and no more than {_MAX_BYTES // 2**30} are read: leave out what "
+                "labels do not need, such as outlines, or take a part of the data set"
+            )
         return path.read_text(encoding="utf-8-sig")
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(f"{path} is missing: {cure}") from None
