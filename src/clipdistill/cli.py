@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from pydantic import BaseModel
 
 from clipdistill import __version__, params
 from clipdistill.application import commands
-from clipdistill.errors import ClipdistillError
+from clipdistill.errors import ClipdistillError, printable
 
 app = typer.Typer(
     help="Distil CLIP into a small multi-label classifier: images and class names in, no labels needed.\n\n"
@@ -33,6 +34,12 @@ def main() -> None:
     except ClipdistillError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(error.exit_code)
+    except OSError as error:
+        # A name that is too long, a folder that may not be read: named by the system, and no fault of the program.
+        if error.filename is None:
+            raise
+        sys.stderr.write(f"error: {printable(os.fsdecode(error.filename))}: {error.strerror}\n")
+        sys.exit(ClipdistillError.exit_code)
 
 
 commands.register(app)

@@ -7,6 +7,13 @@ with its code; any other exception is a fault of the program and keeps its trace
 from __future__ import annotations
 
 
+def printable(text: str) -> str:
+    """Escape line breaks, control characters and undecodable bytes, so that a name fits one line."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 class ClipdistillError(Exception):
     """A problem outside the program: its text says what was wrong, where, and what to do."""
 

@@ -91,6 +91,41 @@ def test_unreadable_images_are_listed_at_the_end_and_all_others_are_done(
     assert {line.split(":")[0].strip() for line in told[1:]} == {str(n) for n in names} - {str(names[1])}
 
 
+def test_names_that_no_file_can_have_and_files_that_never_end_are_listed(run: Run, model: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    (tmp_path / os.fsdecode(b"caf\xe9\n.png")).write_bytes(b"")
+    long = "x" * 300 + ".png"
+    result = run("predict", model, ".", long, f"**/{long}*", "-q")
+    assert result.code == 1
+    assert [line.strip().split(":")[0] for line in result.err.splitlines()[1:]] == [
+        long, f"**/{long}*", "caf\\udce9\\n.png", "loop.png", "pipe.jpg"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["predict", "{}", "a.png"],
+        ["heatmap", "{model}", "{}.png"],
+        ["calibrate", "{model}", "{}", "--out", "new"],
+        ["calibrate", "{model}", "data", "--out", "{}"],
+        ["export", "{model}", "--onnx", "{}.onnx"],
+        ["show", "{}"],
+        ["summary", "{}"],
+        ["params", "{}"],
+    ],
+)
+def test_a_name_that_is_too_long_is_told_in_one_line(run: Run, model: Path, arguments: list[str]) -> None:
+    long = "x" * 300
+    result = run(*(word.format(long, model=model) for word in arguments))
+    assert result.code in {1, 2, 3, 4}
+    assert result.err.startswith("error: ")
+    assert result.err.count("\n") == 1
+    assert long in result.err
+    assert "File name too long" in result.err
+
+
 def test_patterns_and_folders_name_each_file_once(run: Run, model: Path, toy: Toy, tmp_path: Path) -> None:
     (tmp_path / "a b" / "deep").mkdir(parents=True)
     picture = Image.open(toy[0].root / toy[0].paths[0])

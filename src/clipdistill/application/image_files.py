@@ -51,19 +51,25 @@ def named_files(names: Sequence[str]) -> tuple[list[Path], list[UnreadableImageE
     found: dict[Path, None] = {}
     problems = []
     for name in names:
-        path = Path(name)
-        if path.is_dir():
-            files = _images_in(path)
-            why = f"the folder holds no image file ({', '.join(sorted(images.SUFFIXES))})"
-        elif path.exists() or not glob.has_magic(name):
-            files, why = [path] if path.is_file() else [], "there is no such file"
-        else:
-            matches = (Path(match) for match in sorted(glob.glob(name, recursive=True)))  # noqa: PTH207 - takes absolute ones
-            files, why = [match for match in matches if match.is_file()], "no file matches"
+        try:
+            files, why = _files_of(name)
+        except OSError as error:
+            files, why = [], f"cannot be looked for ({error.strerror})"
         if not files:
             problems.append(UnreadableImageError(f"{name}: {why}"))
         found |= dict.fromkeys(files)
     return list(found), problems
+
+
+def _files_of(name: str) -> tuple[list[Path], str]:
+    """Files that a name stands for, and what is wrong where there are none."""
+    path = Path(name)
+    if path.is_dir():
+        return _images_in(path), f"the folder holds no image file ({', '.join(sorted(images.SUFFIXES))})"
+    if path.exists() or not glob.has_magic(name):
+        return [path] if path.is_file() else [], "there is no such file"
+    matches = (Path(match) for match in sorted(glob.glob(name, recursive=True)))  # noqa: PTH207 - takes absolute ones
+    return [match for match in matches if match.is_file()], "no file matches"
 
 
 def _images_in(folder: Path) -> list[Path]:
@@ -96,6 +102,8 @@ def open_image(image: ImageLike) -> Image.Image:
     if not isinstance(image, (str, os.PathLike)):
         raise UnreadableImageError(f"an image must be a path, a PIL image or an array, but is {type(image).__name__}")
     try:
+        if Path(image).is_fifo():
+            raise UnreadableImageError(f"{os.fspath(image)}: is a pipe, not a file")
         data = Path(image).read_bytes()
     except OSError as error:
         raise UnreadableImageError(f"{os.fspath(image)}: cannot be read ({error.strerror})") from None

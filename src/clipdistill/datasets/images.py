@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 from PIL.TiffImagePlugin import BITSPERSAMPLE
 
-from clipdistill.errors import DataError
+from clipdistill.errors import DataError, printable
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 # Pillow's own limit only warns, and it is the process's, not the caller's: `decode` has one in its place.
@@ -26,7 +26,10 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", 
 
 
 class UnreadableImageError(DataError):
-    """A file that is not a whole image of a known format and of a known range, or is too large."""
+    """A file that is no whole image of a known format and range, or is too large; its text is one line."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(printable(text))
 
 
 def content_hash(data: bytes) -> str:
@@ -52,7 +55,8 @@ def decode(data: bytes, name: str, max_pixels: int) -> Image.Image:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         if image.width * image.height > max_pixels:
             raise UnreadableImageError(
-                f"{name}: {image.width} x {image.height} pixels are more than dataset.max_pixels = {max_pixels}"
+                f"{name}: {image.width} x {image.height} pixels are more than dataset.max_pixels = {max_pixels}; scale "
+                "it down, or set that higher for the pipeline"
             )
         image.load()
         # In place, and below no conversion where there is nothing to convert: each would copy all pixels.

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from clipdistill.errors import DataError
+from clipdistill.errors import DataError, printable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -39,13 +39,6 @@ _MAX_BYTES = 2 * 2**30
 
 # DVC can put its cache in place of files as links (`cache.type symlink`); their targets are named by content.
 _DVC_OBJECT = re.compile(r"/files/md5/[0-9a-f]{2}/[0-9a-f]{30}$")
-
-
-def printable(text: str) -> str:
-    """Escape line breaks, control characters and undecodable bytes, so that a name fits one line."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 @dataclass(frozen=True, slots=True)

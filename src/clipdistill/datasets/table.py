@@ -105,22 +105,23 @@ class ImageTable:
         """
         try:
             table = pq.read_table(path)
+            texts = {name: table.column(name).to_pylist() for name in ("id", "path", "hash")}
             place = yaml.safe_load(path.with_suffix(".yaml").read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             raise ArtifactError(f"{error.filename or path} is missing: run `dvc repro format`, or `dvc pull`") from None
-        except (pa.ArrowInvalid, yaml.YAMLError) as error:
+        except (pa.ArrowException, OSError, KeyError, yaml.YAMLError, UnicodeDecodeError) as error:
             raise ArtifactError(f"{path} cannot be read ({error}): run `dvc repro format`") from None
-        if table.schema.remove_metadata() != _SCHEMA or set(place) != {"image_root", "max_pixels"}:
+        kinds = {key: type(value) for key, value in place.items()} if isinstance(place, dict) else {}
+        if table.schema.remove_metadata() != _SCHEMA or kinds != {"image_root": str, "max_pixels": int}:
             raise ArtifactError(f"{path} is not an image table of this version: run `dvc repro format`")
-        column = {name: table.column(name) for name in table.column_names}
         return cls(
             root=Path(place["image_root"]),
-            ids=column["id"].to_pylist(),
-            paths=column["path"].to_pylist(),
-            widths=column["width"].to_numpy(),
-            heights=column["height"].to_numpy(),
-            sizes=column["bytes"].to_numpy(),
-            hashes=column["hash"].to_pylist(),
+            ids=texts["id"],
+            paths=texts["path"],
+            widths=table.column("width").to_numpy(),
+            heights=table.column("height").to_numpy(),
+            sizes=table.column("bytes").to_numpy(),
+            hashes=texts["hash"],
             max_pixels=place["max_pixels"],
         )
 
@@ -141,7 +142,7 @@ def read_classes(path: Path) -> list[ClassName]:
         return [ClassName(**item) for item in yaml.safe_load(path.read_text(encoding="utf-8"))]
     except FileNotFoundError:
         raise ArtifactError(f"{path} is missing: run `dvc repro format`, or `dvc pull`") from None
-    except (yaml.YAMLError, TypeError):
+    except (OSError, yaml.YAMLError, UnicodeDecodeError, TypeError):
         raise ArtifactError(f"{path} is not a class list of this version: run `dvc repro format`") from None
 
 
