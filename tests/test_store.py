@@ -1,3 +1,6 @@
+import json
+import os
+import pickle
 import resource
 from collections.abc import Iterator
 from pathlib import Path
@@ -193,6 +196,42 @@ def test_damage_is_found_and_named(tmp_path: Path, name: str) -> None:
 def test_a_missing_artifact_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="dvc repro"):
         store.read_group(tmp_path / "none.zarr")
+
+
+class Trap:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str, ...]]:
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_pickle_in_an_older_zarr_is_never_opened(tmp_path: Path) -> None:
+    """Version 2 of the format knows a codec that unpickles."""
+    array = {"zarr_format": 2, "shape": [1], "chunks": [1], "dtype": "|O", "filters": [{"id": "pickle"}]}
+    for name, text in {
+        ".zgroup": '{"zarr_format": 2}',
+        ".zattrs": '{"format_version": 1}',
+        "x/.zarray": json.dumps(array | {"compressor": None, "fill_value": None, "order": "C"}),
+    }.items():
+        (tmp_path / "a.zarr" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "a.zarr" / name).write_text(text)
+    trap = np.array([Trap(tmp_path / "sprung")], dtype=object)
+    (tmp_path / "a.zarr" / "x" / "0").write_bytes(pickle.dumps(trap))
+    store.write_manifest(tmp_path / "a.zarr")
+    with pytest.raises(ArtifactError, match=r"a\.zarr is no Zarr group of version 3"):
+        store.read_group(tmp_path / "a.zarr")
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_what_is_no_group_at_all_is_named(tmp_path: Path) -> None:
+    write(tmp_path / "a.zarr")
+    (tmp_path / "a.zarr" / "zarr.json").write_text("no JSON")
+    store.write_manifest(tmp_path / "a.zarr")
+    with pytest.raises(ArtifactError, match=r"a\.zarr is no Zarr group of version 3"):
+        store.read_group(tmp_path / "a.zarr")
 
 
 def test_another_provenance_names_both(tmp_path: Path) -> None:

@@ -282,7 +282,13 @@ def read_group(path: Path, expect: Provenance | None = None) -> Group:
             than expected; the text names both.
     """
     verify(path)
-    group = zarr.open_group(store=str(path), mode="r")
+    try:
+        # Version 2 of the format can hold pickles.
+        group = zarr.open_group(store=str(path), mode="r", zarr_format=3)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ArtifactError(
+            f"{path} is no Zarr group of version 3 ({error}): run `dvc repro` to make it anew"
+        ) from None
     provenance = dict(group.attrs)
     for key, wanted in {"format_version": FORMAT_VERSION, **(expect or {})}.items():
         if provenance.get(key) != wanted:
