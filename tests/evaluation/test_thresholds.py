@@ -1,12 +1,16 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score
 
+from clipdistill.errors import ArtifactError
+from clipdistill.evaluation import report
 from clipdistill.evaluation.metrics import figures_at
-from clipdistill.evaluation.report import threshold_figures
 from clipdistill.evaluation.thresholds import DEFAULT, best_f1, two_groups, without_truth
+from clipdistill.params import EvaluateParams
 
 
 def expected_f1(scores: np.ndarray, labels: np.ndarray, threshold: float) -> float:
@@ -90,11 +94,21 @@ def test_matrices_must_match() -> None:
         figures_at(np.zeros((2, 2)), np.zeros((2, 2), np.int8), [0.5])
 
 
+@pytest.mark.parametrize(("images", "classes"), [(3, 3), (4, 2), (2, 2)])
+def test_scores_of_another_shape_have_no_report(tmp_path: Path, images: int, classes: int) -> None:
+    scores, labels = np.zeros((images, classes), np.float32), np.zeros((3, 2), np.int8)
+    with pytest.raises(ArtifactError, match=rf"a\.json: scores \[{images}, {classes}\] and ground truth \[3, 2\]"):
+        report.write(scores, labels, ["a", "b"], EvaluateParams(), tmp_path / "a.json", tmp_path / "a.csv")
+    with pytest.raises(ArtifactError, match="not to 1 classes"):
+        report.write(scores, scores, ["a"], EvaluateParams(), tmp_path / "a.json", tmp_path / "a.csv")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_report_has_own_and_oracle_figures() -> None:
     scores = np.array([[0.4, 0.2], [0.3, 0.1], [0.1, 0.3]], np.float32)
     labels = np.array([[1, 1], [1, 0], [0, 0]], np.int8)
-    assert set(threshold_figures(scores, labels, None)) == {"oracle"}
-    figures = threshold_figures(scores, labels, [0.35, 0.5])
+    assert set(report.threshold_figures(scores, labels, None)) == {"oracle"}
+    figures = report.threshold_figures(scores, labels, [0.35, 0.5])
     assert figures["own"] == {"CF1": pytest.approx(33.33), "OF1": 50.0}
     assert figures["oracle"]["OF1"] == pytest.approx(85.71)
 

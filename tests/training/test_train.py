@@ -8,8 +8,10 @@ import torch
 from toy_training import CLASSES, COMPUTE, STUDENT, SoftLabels, Toy, contents, make_table, soft_labels, train
 
 from clipdistill import store
+from clipdistill.datasets.table import ClassName, write_classes
 from clipdistill.errors import ArtifactError, ClipdistillError, DataError, ParamsError
 from clipdistill.params import CdulTrainParams, Params, RecipeParams
+from clipdistill.stage import Paths
 from clipdistill.students import student_yaml
 from clipdistill.training import loop
 from clipdistill.training import train as training
@@ -127,6 +129,23 @@ def test_labels_that_do_not_fit_are_refused(
 ) -> None:
     with pytest.raises(ArtifactError, match=text):
         train(toy, tmp_path, labels=change(soft_labels(toy[1])))
+
+
+def test_labels_of_other_classes_are_refused_by_name_and_not_by_luck(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    paths = Paths("toy")
+    provenance = {"table": toy[0].fingerprint, "text": {"classes": ["red", "green", "blue"]}}
+    store.write_group(paths.labels("global"), {"labels": toy[1].astype(np.float32)}, provenance)
+    for names, fits in ((["red", "green", "blue"], True), (["red", "blue", "green"], False), (["red"], False)):
+        write_classes(paths.classes, [ClassName(name, name) for name in names])
+        if fits:
+            assert training.stored_labels("global", paths, toy[0]).shape("labels") == toy[1].shape
+        else:
+            message = rf"global\.zarr was made for the classes red, green, blue, but .*yaml has {', '.join(names)}: run"
+            with pytest.raises(ArtifactError, match=message):
+                training.stored_labels("global", paths, toy[0])
 
 
 def test_batches_that_normalisation_cannot_use_are_refused(toy: Toy, tmp_path: Path, work_root: Path) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clipdistill import store
+from clipdistill.errors import ArtifactError
 from clipdistill.evaluation.csv_file import write_csv
 from clipdistill.evaluation.metrics import EmptyClass, evaluate, figures_at, mean_average_precision
 from clipdistill.evaluation.thresholds import best_f1
@@ -91,7 +92,15 @@ def write(
         per_class: CSV file with the columns class and AP (percent); classes without positives are not in it.
         epochs: of a training with a stopping rule.
         own: the model's own thresholds, C; None where it has none.
+
+    Raises:
+        ArtifactError: scores, labels and classes are not of one shape, so not of one run.
     """
+    if not scores.shape == labels.shape == (len(labels), len(class_names)):
+        raise ArtifactError(
+            f"{metrics}: scores {list(scores.shape)} and ground truth {list(labels.shape)} do not belong together, or "
+            f"not to {len(class_names)} classes: run `dvc repro`"
+        )
     result = evaluate(scores, labels, class_names, params.threshold, params.top_k, empty_class=params.empty_class)
     content = result.to_json()
     if result.labelled:

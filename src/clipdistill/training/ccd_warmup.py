@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from clipdistill import distributed, store
+from clipdistill import distributed
 from clipdistill.datasets.table import ImageTable
 from clipdistill.params import Params
 from clipdistill.stage import Paths
 from clipdistill.training.ccd_labels import CcdLabels
 from clipdistill.training.regime import Regime
 from clipdistill.training.supervision import FixedLabels
-from clipdistill.training.train import Outputs, launch, train_by_params
+from clipdistill.training.train import Outputs, launch, stored_labels, train_by_params
 
 
 def warm_up(params: Params, command: list[str]) -> None:
@@ -49,9 +49,8 @@ def initial_labels(params: Params, paths: Paths, table: ImageTable) -> CcdLabels
     CLIP's bias is that of its scores of the whole images as the softmax gives them: what a standardisation has made of
     them has none. So labels of the whole image are taken as they were before it, too.
     """
-    expected = {"table": table.fingerprint}
-    whole = torch.from_numpy(store.read_group(paths.labels("global"), expected).read("scores"))
+    whole = torch.from_numpy(stored_labels("global", paths, table).read("scores"))
     if params.ccd.initial == "global":
         return CcdLabels.initial(whole, whole, params.ccd)
-    first = store.read_group(paths.labels(params.ccd.initial), expected).read("labels")
+    first = stored_labels(params.ccd.initial, paths, table).read("labels")
     return CcdLabels.initial(torch.from_numpy(first), whole, params.ccd)

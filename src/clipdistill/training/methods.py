@@ -19,7 +19,7 @@ from clipdistill.training.gradient_alignment import GradientAlignment
 from clipdistill.training.loop import Truth
 from clipdistill.training.regime import Regime
 from clipdistill.training.supervision import FixedLabels, Supervision
-from clipdistill.training.train import EPOCHS, Outputs, SoftLabels, launch, train_by_params
+from clipdistill.training.train import EPOCHS, Outputs, SoftLabels, launch, stored_labels, train_by_params
 from clipdistill.training.weighted_labels import WeightedLabels
 
 
@@ -66,7 +66,7 @@ def _taught(method: str, params: Params, paths: Paths, table: ImageTable) -> tup
     if method == "ccd":
         updated = CcdLabels.read(paths.ccd_labels(MAX_ROUNDS), table)
         return updated.labels.numpy(), WeightedLabels(updated.weight)
-    labels = store.read_group(paths.labels(method), {"table": table.fingerprint}).read("labels")
+    labels = stored_labels(method, paths, table).read("labels")
     return labels, GradientAlignment(params.train.cdul) if method == "cdul" else FixedLabels()
 
 

@@ -191,6 +191,23 @@ def train_by_params(
     )
 
 
+def stored_labels(method: str, paths: Paths, table: ImageTable) -> store.Group:
+    """Labels that stage `pseudo_label` has written for `method`, global or cdul, of the classes as they are now.
+
+    Raises:
+        ArtifactError: they are missing, altered, or of another image table or class list, if only in its order.
+    """
+    path = paths.labels(method)
+    group = store.read_group(path, {"table": table.fingerprint})
+    found, wanted = group.provenance["text"]["classes"], [item.name for item in read_classes(paths.classes)]
+    if found != wanted:
+        raise ArtifactError(
+            f"{path} was made for the classes {', '.join(found)}, but {paths.classes} has {', '.join(wanted)}: run "
+            "`dvc repro` to make it anew"
+        )
+    return group
+
+
 def _write(
     student: Student,
     task: Task,
