@@ -64,6 +64,16 @@ def test_an_altered_byte_is_noticed(tmp_path: Path) -> None:
         model_folder.load(tmp_path)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path, value: float) -> None:
+    student = make(tmp_path)
+    with torch.no_grad():
+        student.head.bias[1] = value
+    model_folder.save(tmp_path, student, model_folder.read_card(tmp_path))
+    with pytest.raises(ArtifactError, match=r"student\.safetensors holds NaN or infinity \(head\.bias\)"):
+        model_folder.load(tmp_path)
+
+
 def test_weights_of_another_student_are_noticed(tmp_path: Path) -> None:
     make(tmp_path / "a")
     make(tmp_path / "b", seed=1)

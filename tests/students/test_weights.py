@@ -1,5 +1,8 @@
 import hashlib
+import io
+import os
 import urllib.error
+from email.message import Message
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ from torchvision.models import WeightsEnum
 
 from clipdistill.errors import ArtifactError, ParamsError
 from clipdistill.params import StudentParams
-from clipdistill.students import classifier
+from clipdistill.students import classifier, weights
 
 NAME = "shufflenet_v2_x0_5"
 
@@ -145,8 +148,46 @@ def test_without_a_network_imagenet_says_what_to_fetch(monkeypatch: pytest.Monke
         build("imagenet")
 
 
-def test_a_backbone_without_that_release_is_refused() -> None:
-    from clipdistill.students import weights
+class _Answer(io.BytesIO):
+    """Of a server."""
 
+    def info(self) -> Message:
+        return Message()
+
+
+@pytest.fixture
+def fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where torchvision keeps its download; the server has nothing."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "urlopen", lambda *_, **__: _Answer(b"<html>not found</html>"))
+    path = tmp_path / "hub" / "checkpoints" / "shufflenetv2_x0.5-f707e7126e.pth"
+    path.parent.mkdir(parents=True)
+    return path
+
+
+def test_a_download_that_is_not_what_its_name_says_is_not_kept(fetched: Path) -> None:
+    with pytest.raises(ArtifactError, match=r'cannot be fetched .*invalid hash value .expected "f707e7126e"'):
+        build("imagenet")
+    assert list(fetched.parent.iterdir()) == []
+
+
+def test_an_earlier_download_that_was_altered_is_not_read(fetched: Path) -> None:
+    torch.save(_Payload(fetched.parent / "payload-ran"), fetched)
+    with pytest.raises(ArtifactError, match="which its name denies: remove it"):
+        build("imagenet")
+    assert not (fetched.parent / "payload-ran").exists()
+
+
+def test_a_pickle_among_torchvisions_weights_runs_no_code(fetched: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever its sum: torchvision itself unpickles what it downloads."""
+    monkeypatch.setattr(weights, "file_sha256", lambda _: "f707e7126e" + "0" * 54)
+    torch.save(_Payload(fetched.parent / "payload-ran"), fetched)
+    with pytest.raises(ArtifactError, match=r"cannot be fetched .* or read .*Weights only load failed"):
+        build("imagenet")
+    assert not (fetched.parent / "payload-ran").exists()
+    assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
+
+
+def test_a_backbone_without_that_release_is_refused() -> None:
     with pytest.raises(ParamsError, match="no IMAGENET1K_V1 of regnet_y_128gf"):
         weights._imagenet("regnet_y_128gf")

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import re
 import urllib.error
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import safetensors
 import safetensors.torch
@@ -56,15 +61,40 @@ def _imagenet(backbone: str) -> tuple[str, StateDict]:
     if _RELEASE not in releases.__members__:
         raise ParamsError(f"{_KEY}: torchvision has no {_RELEASE} of {backbone}; use none, or a file of weights")
     weights = releases[_RELEASE]
+    _refuse_altered(Path(torch.hub.get_dir()) / "checkpoints" / Path(urlsplit(weights.url).path).name)
     try:
-        # torchvision compares the download with the digits of its SHA-256 in the file's name.
-        network = torchvision.models.get_model(backbone, weights=weights, progress=False)
-    except (urllib.error.URLError, OSError, RuntimeError) as error:
+        with _tensors_alone():
+            # torchvision compares a new download with the digits of its SHA-256 in the file's name.
+            network = torchvision.models.get_model(backbone, weights=weights, progress=False)
+    except (urllib.error.URLError, OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ArtifactError(
-            f"{_KEY}: {weights} cannot be fetched from {weights.url} ({error}); fetch the file elsewhere and name "
-            "it instead of `imagenet`"
+            f"{_KEY}: {weights} cannot be fetched from {weights.url} or read ({reason}); fetch the file elsewhere and "
+            "name it instead of `imagenet`"
         ) from None
     return str(weights), network.state_dict()
+
+
+def _refuse_altered(path: Path) -> None:
+    """Compare a file that was downloaded before with the digits in its name; torchvision takes it unseen."""
+    digits = re.search(r"-([0-9a-f]+)\.", path.name)
+    if digits and path.is_file() and not (found := file_sha256(path)).startswith(digits[1]):
+        raise ArtifactError(f"{_KEY}: {path} has SHA-256 {found}, which its name denies: remove it to fetch it again")
+
+
+@contextmanager
+def _tensors_alone() -> Iterator[None]:
+    """Read files without pickle's powers, where torchvision would leave it them."""
+    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def _file(path: Path, sha256: str) -> tuple[str, StateDict]:
