@@ -65,6 +65,39 @@ def test_nothing_is_fetched_unasked(tmp_path: Path, archives: list[str]) -> None
     assert archives == []
 
 
+@pytest.fixture
+def hostile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A server whose archive unpacks beside the root; where it would go."""
+    stolen = tmp_path / "outside.txt"
+    stolen.write_text("text")
+    with tarfile.open(tmp_path / "hostile.tar", "w") as archive:
+        archive.add(stolen, "../outside.txt")
+    stolen.unlink()
+
+    def retrieve(url: str, filename: str | Path, *_: object, **__: object) -> None:
+        Path(filename).write_bytes((tmp_path / "hostile.tar").read_bytes())
+
+    monkeypatch.setattr(torchvision.datasets.utils, "_urlretrieve", retrieve)
+    monkeypatch.setattr(torchvision.datasets.utils, "_get_redirect_url", lambda url, **_: url)
+    return stolen
+
+
+def test_an_archive_that_is_not_the_published_one_is_not_unpacked(tmp_path: Path, hostile: Path) -> None:
+    with pytest.raises(DataError, match=r"VOCtrainval_11-May-2012\.tar failed \(File not found or corrupted"):
+        voc.read(params(tmp_path / "raw", download=True))
+    assert not hostile.exists()
+
+
+def test_an_archive_is_unpacked_inside_its_root(tmp_path: Path, hostile: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even one that has the published sum."""
+    monkeypatch.setattr(torchvision.datasets.utils, "check_integrity", lambda *_: True)
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "hostile.tar").rename(tmp_path / "raw" / "VOCtrainval_11-May-2012.tar")
+    with pytest.raises(DataError, match=r"VOCtrainval_11-May-2012\.tar failed \(.*outside the destination"):
+        voc.read(params(tmp_path / "raw", download=True))
+    assert not hostile.exists()
+
+
 @pytest.mark.usefixtures("archives")
 def test_a_failed_download_says_how_to_go_on(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"VOCtrainval_11-May-2012\.tar failed \(no route to host\)"):

@@ -6,6 +6,7 @@ least one object of the class is not "difficult", 0 where all objects of it are,
 
 from __future__ import annotations
 
+import tarfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from xml.etree.ElementTree import Element, ParseError
@@ -111,7 +112,7 @@ def _download(root: Path, year: int, wanted: Sequence[str]) -> None:
         try:
             root.mkdir(parents=True, exist_ok=True)
             VOCDetection(root=str(root), year=str(year), image_set=archive, download=True)
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, tarfile.TarError) as error:
             raise DataError(
                 f"{root}: download of {_ARCHIVES[year][archive]} failed ({error}); get it by other means and "
                 f"unpack it below {root}"
