@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -178,6 +179,50 @@ def test_problems_leave_images_out_and_are_counted_and_logged(
     assert metrics["val"]["left_out"] == {}
     assert len(caplog.records) == 5
     assert "undecodable_image: train t2: " in caplog.text
+
+
+SOUND: dict[bytes, tuple[tuple[int, int], str, dict[str, Any]]] = {
+    b"a b.jpg": ((8, 6), "RGB", {}),
+    b"cmyk.jpg": ((8, 6), "CMYK", {}),
+    b"gray.jpg": ((8, 6), "L", {}),
+    b"sixteen.png": ((8, 6), "I;16", {}),
+    b"palette.gif": ((8, 6), "P", {}),
+    b"alpha.png": ((8, 6), "RGBA", {}),
+    b"one.png": ((1, 1), "RGB", {}),
+    b"strip.png": ((1, 20_000), "RGB", {}),
+    b"new\nline, \xc3\xbc.jpg": ((8, 6), "RGB", {}),
+    b"really-a-png.jpg": ((8, 6), "RGB", {"format": "PNG"}),
+    b"x" * 250 + b".jpg": ((8, 6), "RGB", {}),
+}
+
+
+def test_a_folder_of_everything_gives_each_image_or_its_problem(tmp_path: Path, out: Path) -> None:
+    train = tmp_path / "raw" / "train"
+    write_jpeg(tmp_path / "raw" / "val" / "v.jpg")
+    train.mkdir()
+    write_text(tmp_path / "raw" / "classes.txt", "cat\n<script>\n")
+    for name, (size, mode, options) in SOUND.items():
+        Image.new(mode, size).save(train / os.fsdecode(name), **options)
+    Image.new("1", (12_000, 12_000)).save(train / "bomb.png")
+    Image.fromarray(np.zeros((2, 2), np.float32)).save(train / "float.tiff")
+    (train / "zero.jpg").write_bytes(b"")
+    (train / "page.jpg").write_bytes(b"<html>not found</html>")
+    (train / "cut.png").write_bytes((train / "a b.jpg").read_bytes()[:200])
+    (train / os.fsdecode(b"caf\xe9.jpg")).write_bytes(b"")
+    (train / "loop.jpg").symlink_to("loop.jpg")
+    (train / "out.jpg").symlink_to(write_jpeg(tmp_path / "secret.jpg"))
+    os.mkfifo(train / "pipe.jpg")
+    metrics = format_dataset(params(tmp_path / "raw", reader="folder", on_problem="leave_out"), out, 2)
+    found = ImageTable.load(out / "train" / "images.parquet")
+    assert found.ids == sorted(f"train/{name.decode()}" for name in SOUND)
+    sizes = {found.ids[row]: found.open(row).size for row in range(len(found))}
+    assert sizes == {f"train/{name.decode()}": size for name, (size, _, _) in SOUND.items()}
+    assert metrics["train"]["left_out"] == {
+        "bad_name": 1, "missing_image": 2, "outside_root": 1, "undecodable_image": 5
+    }  # fmt: skip
+    listed = {line.split(":")[0] for line in metrics["train"]["left_out_images"]}
+    broken = ("bomb.png", "float.tiff", "zero.jpg", "page.jpg", "cut.png", "caf\\udce9.jpg")
+    assert listed == {f"train/{name}" for name in (*broken, "loop.jpg", "out.jpg", "pipe.jpg")}
 
 
 def test_an_image_beyond_the_limit_is_refused_undecoded(root: Path, out: Path) -> None:
