@@ -36,6 +36,8 @@ def test_exponents_without_a_point_are_numbers(tmp_path: Path) -> None:
         ("views: {snippets: {grid: 0}}", r"views\.snippets\.grid"),
         ("views: {snippets: {overlap: 1.0}}", r"views\.snippets\.overlap: .*less than 1"),
         ("dataset: {name: ../up}", r"dataset\.name"),
+        ("dataset: {name: x; touch y}", r"dataset\.name"),
+        ("dataset: {name: $(touch y)}", r"dataset\.name"),
         ("dataset: {prompt_names: {cat: ''}}", r"dataset\.prompt_names\.cat"),
         ("dataset: {prompt_names: {cat: 3}}", r"dataset\.prompt_names\.cat: .*string, found 3"),
         ("dataset: {1: 2}", r"dataset\.1: Keys should be strings"),
