@@ -105,6 +105,7 @@ class Bench:
         embed.fill(work, work.pending(), source, self.encoder, self.batch, self.lanes, lambda _count: None)
         out = Path(tempfile.mkdtemp(dir=self.folder)) / "cam.zarr"
         work.seal(out)
+        work.discard()
         return out
 
     def one_at_a_time(self) -> Embeddings:

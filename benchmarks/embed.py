@@ -104,6 +104,7 @@ class Bench:
             source = ViewSource(self.table, boxes, transform, self.workers)
             embed.fill(work, work.pending(), source, self.encoder, self.batch, self.lanes, lambda _count: None)
             work.seal(place / f"{kind}.zarr")
+            work.discard()
         return {kind: place / f"{kind}.zarr" for kind in self.kinds}
 
     def in_lanes(self, ready: list[torch.Tensor]) -> None:

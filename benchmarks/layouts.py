@@ -81,6 +81,7 @@ def the_projects(views: int) -> Layout:
             start, stop = spec.range_of(shard)
             work.write(shard, {"embedding": array[start:stop]})
         work.seal(folder)
+        work.discard()
 
     def open_folder(folder: Path) -> ReadRows:
         group = store.read_group(folder)

@@ -4,6 +4,7 @@ import shutil
 
 from clipdistill import params, stage
 from clipdistill.training.ccd_refine import refine
+from clipdistill.work import release
 
 
 def main() -> None:
@@ -12,6 +13,7 @@ def main() -> None:
     settings = params.load()
     paths = stage.Paths(settings.dataset.name)
     refine(paths.ccd_labels(0), paths.embeddings("train", "cam"), paths.ccd_labels(1), 1, settings)
+    release(paths.embeddings("train", "cam"))
     shutil.copytree(paths.ccd_student(0), paths.ccd_student(1), dirs_exist_ok=True)
 
 

@@ -3,6 +3,7 @@
 from clipdistill import params, stage
 from clipdistill.clip.similarity import write_similarity
 from clipdistill.datasets.table import SPLITS, ImageTable
+from clipdistill.work import release
 
 
 def main() -> None:
@@ -10,8 +11,10 @@ def main() -> None:
     paths = stage.Paths(params.load().dataset.name)
     for split in SPLITS:
         table = ImageTable.load(paths.table(split))
-        views = (paths.embeddings(split, kind) for kind in ("global", "snippets"))
+        views = [paths.embeddings(split, kind) for kind in ("global", "snippets")]
         write_similarity(paths.text, *views, table, paths.similarity(split))
+        for artifact in views:
+            release(artifact)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@ import json
 import os
 import pickle
 import resource
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -251,3 +252,16 @@ def test_atomic_write_leaves_the_old_file_when_the_disk_refuses(tmp_path: Path) 
 def test_fingerprint_ignores_key_order_and_sees_values() -> None:
     assert store.fingerprint({"a": 1, "b": [2]}) == store.fingerprint({"b": [2], "a": 1})
     assert store.fingerprint({"a": 1}) != store.fingerprint({"a": 2})
+
+
+def test_what_a_killed_process_left_is_swept_and_what_a_live_one_is_writing_stays(tmp_path: Path) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    names = {f"a.json.{ended.pid}.partial", f"a.json.{os.getppid()}.partial", f"b.json.{ended.pid}.partial"}
+    for name in [*names, "a.json.notes.partial"]:
+        (tmp_path / name).write_text("half")
+    (tmp_path / f"a.zarr.{ended.pid}.partial").mkdir()
+    store.write_json(tmp_path / "a.json", {})
+    write(tmp_path / "a.zarr", x=np.zeros(2, np.float32))
+    left = {path.name for path in tmp_path.iterdir()} - {"a.json", "a.zarr", "a.json.notes.partial"}
+    assert left == names - {f"a.json.{ended.pid}.partial"}

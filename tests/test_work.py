@@ -11,7 +11,7 @@ import pytest
 
 from clipdistill import store
 from clipdistill.errors import ArtifactError
-from clipdistill.work import WORK_ROOT_VARIABLE, Work
+from clipdistill.work import WORK_ROOT_VARIABLE, Work, release
 
 PROVENANCE = {"table": "abc", "kind": "global"}
 
@@ -22,13 +22,15 @@ def work_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "work"
 
 
+SPEC = store.ArraySpec((10, 3), "float32", shard_rows=4)
+
+
 def make_work(identity: str = "one") -> Work:
-    specs = {"x": store.ArraySpec((10, 3), "float32", shard_rows=4)}
-    return Work("embed/test", identity, specs, {"offset": np.arange(11)}, PROVENANCE)
+    return Work("embed/test", identity, {"x": SPEC}, {"offset": np.arange(11)}, PROVENANCE)
 
 
 def rows(shard: int) -> np.ndarray:
-    start, stop = make_work().specs["x"].range_of(shard)
+    start, stop = SPEC.range_of(shard)
     return np.arange(start * 3, stop * 3, dtype=np.float32).reshape(-1, 3)
 
 
@@ -82,7 +84,6 @@ def test_seal_refuses_unfinished_work_and_sweeps_strays(tmp_path: Path, work_roo
     (work.store / "x" / "c" / "0" / "0.123.partial").write_bytes(b"left by a killed writer")
     work.seal(tmp_path / "out.zarr")
     assert not list((tmp_path / "out.zarr").rglob("*.partial"))
-    assert not work.folder.exists()
 
 
 def test_wrong_rows_and_nan_never_become_a_shard(work_root: Path) -> None:
@@ -131,8 +132,8 @@ def test_a_killed_writer_finishes_to_the_same_bytes(tmp_path: Path, delay: float
 
 
 @pytest.mark.parametrize("left", ["done", "store.zarr", "half"])
-def test_what_a_run_killed_at_its_end_leaves_is_no_work(tmp_path: Path, work_root: Path, left: str) -> None:
-    """Killed after its result was moved away: what is left is neither taken for work nor in the way of it."""
+def test_a_part_of_a_work_folder_is_no_work(tmp_path: Path, work_root: Path, left: str) -> None:
+    """Neither taken for work nor in the way of it."""
     work = make_work()
     for shard in range(3):
         work.write(shard, {"x": rows(shard)})
@@ -141,7 +142,7 @@ def test_what_a_run_killed_at_its_end_leaves_is_no_work(tmp_path: Path, work_roo
         shutil.rmtree(work.store / "offset" / "c")
     else:
         for part in work.folder.iterdir():
-            if part.name != left:
+            if part.is_dir() and part.name != left:
                 shutil.rmtree(part)
     again = make_work()
     assert again.pending() == [0, 1, 2]
@@ -149,4 +150,77 @@ def test_what_a_run_killed_at_its_end_leaves_is_no_work(tmp_path: Path, work_roo
         again.write(shard, {"x": rows(shard)})
     again.seal(tmp_path / "out.zarr")
     assert store.read_group(tmp_path / "out.zarr").read("offset").tolist() == list(range(11))
-    assert [path.name for path in work.folder.parent.iterdir()] == []
+    assert list(work.folder.parent.iterdir()) == [work.folder]
+
+
+def fill(identity: str = "one") -> Work:
+    work = make_work(identity)
+    for shard in work.pending():
+        work.write(shard, {"x": rows(shard)})
+    return work
+
+
+def seal(out: Path, identity: str = "one") -> Work:
+    work = fill(identity)
+    work.seal(out)
+    return work
+
+
+def test_an_output_that_is_gone_before_it_was_committed_is_sealed_again_without_work(
+    tmp_path: Path, work_root: Path
+) -> None:
+    out = tmp_path / "out.zarr"
+    work = seal(out)
+    before, file = (out / store.MANIFEST).read_bytes(), "x/c/0/0"
+    assert (out / file).samefile(work.store / file)
+    shutil.rmtree(out)
+    again = make_work()
+    assert again.pending() == []
+    again.seal(out)
+    assert (out / store.MANIFEST).read_bytes() == before
+
+
+def test_where_there_are_no_links_the_shards_are_copied(
+    tmp_path: Path, work_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError("another file system")
+
+    work = fill()
+    monkeypatch.setattr(os, "link", refuse)
+    work.seal(tmp_path / "out.zarr")
+    assert store.read_group(tmp_path / "out.zarr").shape("x") == (10, 3)
+    assert not (tmp_path / "out.zarr" / "x/c/0/0").samefile(work.store / "x/c/0/0")
+
+
+def test_what_is_kept_goes_when_it_was_read_or_other_inputs_were_sealed(tmp_path: Path, work_root: Path) -> None:
+    work, other = seal(tmp_path / "out.zarr"), make_work("other")
+    release(tmp_path / "another.zarr")
+    assert work.folder.is_dir()
+    release(tmp_path / "out.zarr")
+    assert not work.folder.exists()
+    assert other.folder.is_dir()
+    first, second = seal(tmp_path / "out.zarr", "first"), seal(tmp_path / "out.zarr", "second")
+    assert {path.name for path in second.folder.parent.iterdir()} == {other.folder.name, second.folder.name}
+    assert not first.folder.exists()
+
+
+@pytest.mark.parametrize("file", ["store.zarr/zarr.json", "store.zarr/offset/c/0", "made.json"])
+def test_what_the_shards_stand_beside_is_made_anew_when_it_was_altered(
+    tmp_path: Path, work_root: Path, file: str
+) -> None:
+    seal(tmp_path / "clean.zarr", "clean")
+    work = make_work()
+    work.write(0, {"x": rows(0)})
+    altered = work.folder / file
+    content = bytearray(altered.read_bytes())
+    content[len(content) // 2] ^= 1
+    altered.write_bytes(content)
+    for shard in (1, 2):
+        work.write(shard, {"x": rows(shard)})
+    with pytest.raises(ArtifactError, match="is gone or was altered"):
+        work.seal(tmp_path / "out.zarr")
+    assert make_work().pending() == [0, 1, 2]
+    seal(tmp_path / "out.zarr")
+    manifests = [(tmp_path / name / store.MANIFEST).read_bytes() for name in ("clean.zarr", "out.zarr")]
+    assert manifests[0] == manifests[1]

@@ -10,6 +10,7 @@ Large arrays, made by many processes over hours, come from `clipdistill.work`.
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -65,16 +66,18 @@ def file_sha256(path: Path) -> str:
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file under a temporary name, flush it to the disk and rename it: no reader meets half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sweep_partial(path)
         with partial.open("wb") as stream:
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
         partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
         raise ArtifactError(
             f"{path}: cannot be written ({error.strerror}); free space or permission, then again"
         ) from error
@@ -123,6 +126,7 @@ def write_group(path: Path, arrays: Mapping[str, Array | Blocks], provenance: Pr
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         with disk_errors(path):
+            sweep_partial(path)
             shutil.rmtree(partial, ignore_errors=True)
             partial.parent.mkdir(parents=True, exist_ok=True)
             group = create_group(partial, {name: _spec_of(array) for name, array in arrays.items()}, provenance)
@@ -178,6 +182,50 @@ def move_into_place(source: Path, target: Path) -> None:
         shutil.copytree(source, near)
         near.rename(target)
         shutil.rmtree(source)
+
+
+def link_into_place(source: Path, target: Path) -> None:
+    """Put a finished folder in place and leave the source where it is: by hard links, or copies where there are none.
+
+    Nobody may write into files of either in place; what replaces them whole does no harm.
+    """
+    near = target.with_name(f"{target.name}.{os.getpid()}.partial")
+    try:
+        sweep_partial(target)
+        near.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(source, near, copy_function=_link)
+        move_into_place(near, target)
+    finally:
+        shutil.rmtree(near, ignore_errors=True)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        # Another file system, or one without hard links; what else is wrong, the copy finds as well.
+        shutil.copy2(source, target)
+
+
+def sweep_partial(path: Path) -> None:
+    """Remove what killed processes of this machine have left beside a file or folder that they were writing."""
+    for stray in path.parent.glob(f"{glob.escape(path.name)}.*.partial"):
+        number = stray.name.removeprefix(f"{path.name}.").removesuffix(".partial")
+        if number.isdecimal() and not _is_alive(int(number)):
+            if stray.is_dir():
+                shutil.rmtree(stray, ignore_errors=True)
+            else:
+                stray.unlink(missing_ok=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _files(path: Path) -> dict[str, Path]:

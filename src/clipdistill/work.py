@@ -2,12 +2,17 @@
 
 They are made in a work folder outside the pipeline's outputs, since DVC empties those before a stage runs. The unit is
 a shard, one file. A shard counts as done when its marker, written after it, holds its checksum. `Work.seal` checks all
-of them and moves the result to its final place. A killed run finds its finished shards again; a run with other inputs
+of them and puts the result in its final place. A killed run finds its finished shards again; a run with other inputs
 has another fingerprint and so another folder.
+
+A sealed artifact's shards stay in the work folder as well, by hard links, since DVC forgets an output until it has
+committed it: a run that was killed between the two would compute all of it again. They go when a stage that reads the
+artifact has run (`release`), which DVC lets happen after the commit, or when the same stage has sealed other ones.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -20,6 +25,10 @@ import zarr
 
 from clipdistill import store
 from clipdistill.errors import ArtifactError
+
+# In a work folder: checksums of the files that it was made with; once it is sealed, where its artifact was put.
+_MADE = "made.json"
+_SEALED = "sealed.json"
 
 WORK_ROOT_VARIABLE = "CLIPDISTILL_WORK"
 
@@ -39,6 +48,34 @@ def code_digest(parts: Sequence[str]) -> str:
     patterns = [part if part.endswith(".py") else f"{part}/*.py" for part in parts]
     files = [file for pattern in patterns for file in package.glob(pattern)]
     return store.fingerprint([store.file_sha256(file) for file in sorted(files)])
+
+
+def release(out: Path) -> None:
+    """Let go of what is kept of a sealed artifact, now that a stage has read it and found it whole."""
+    for marker in work_root().glob(f"*/*/*/{_SEALED}"):
+        if _place(marker) == str(out.resolve()):
+            # What cannot be removed is in nobody's way.
+            with contextlib.suppress(OSError):
+                _discard(marker.parent)
+
+
+def _place(marker: Path) -> str | None:
+    try:
+        return str(json.loads(marker.read_text(encoding="utf-8"))["out"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _discard(folder: Path) -> None:
+    """Remove a work folder, first from under its name: nobody is to take half of it for work."""
+    aside = folder.with_name(f"{folder.name}.{os.getpid()}.removed")
+    folder.rename(aside)
+    shutil.rmtree(aside)
+
+
+def _sums(group: Path) -> dict[str, str]:
+    files = (path for path in sorted(group.rglob("*")) if path.is_file())
+    return {path.relative_to(group).as_posix(): store.file_sha256(path) for path in files}
 
 
 class Work:
@@ -64,7 +101,6 @@ class Work:
         self.folder = work_root() / stage / store.fingerprint(identity)[:32]
         self.store = self.folder / "store.zarr"
         self._markers = self.folder / "done"
-        self._ready = [name for name, array in ready.items() if array.size]
         with store.disk_errors(self.folder):
             self._make(ready, provenance)
 
@@ -79,9 +115,10 @@ class Work:
                 store.require_finite(array, f"{self.store}: {name}")
                 if array.size:
                     group[name][...] = array
+            store.write_json(making / _MADE, _sums(making / "store.zarr"))
             if self.folder.exists() and not self._is_whole():
-                # What a run leaves that was killed between moving its result away and removing the rest.
-                self._remove()
+                # A part of it is gone or altered, which no run leaves: its shards are not to be trusted either.
+                _discard(self.folder)
             try:
                 making.rename(self.folder)
             except OSError:
@@ -92,15 +129,21 @@ class Work:
         self._group: store.ZarrGroup = zarr.open_group(store=str(self.store), mode="r+")
 
     def _is_whole(self) -> bool:
-        """Whether the folder has its parts, which it gets by one rename; shards are another matter."""
-        known = ((self.store / name / "c").is_dir() for name in self._ready)
-        return self._markers.is_dir() and (self.store / "zarr.json").is_file() and all(known)
+        """Whether the folder has what it was made with, by one rename; shards are another matter."""
+        return self._markers.is_dir() and self._altered() is None
 
-    def _remove(self) -> None:
-        """Remove the folder, first from under its name: nobody is to take half of it for work."""
-        aside = self.folder.with_name(f"{self.folder.name}.{os.getpid()}.removed")
-        self.folder.rename(aside)
-        shutil.rmtree(aside)
+    def _altered(self) -> Path | None:
+        """A file that is not as it was when the folder was made, if there is one."""
+        record = self.folder / _MADE
+        try:
+            made = json.loads(record.read_text(encoding="utf-8"))
+            return next(
+                (self.store / name for name in made if store.file_sha256(self.store / name) != made[name]), None
+            )
+        except FileNotFoundError as error:
+            return Path(error.filename)
+        except (ValueError, TypeError):
+            return record
 
     @property
     def shards(self) -> int:
@@ -114,7 +157,7 @@ class Work:
     def unmarked(self) -> int:
         """Number of shards that nobody has marked as done: for a look while others are at work, without a checksum.
 
-        None are where another process has sealed the artifact.
+        None are where another process has sealed the artifact and let go of it.
         """
         return self.shards - len(list(self._markers.glob("*.json"))) if self._markers.is_dir() else 0
 
@@ -159,25 +202,27 @@ class Work:
             store.write_json(self._marker(shard), sums)
 
     def seal(self, out: Path) -> None:
-        """Finish the artifact and move it to `out`.
+        """Finish the artifact and put it in its place; a copy by links stays here until it is let go of.
 
         Raises:
-            ArtifactError: a shard is missing or altered, or a value is not finite; nothing is moved.
+            ArtifactError: a shard is missing or altered, or a value is not finite; nothing is put there.
         """
         self.finish()
-        self.move(out)
+        self.publish(out)
 
     def finish(self) -> None:
         """Check that every shard is there, whole and finite; sweep what is not part of it; write the manifest.
 
         Raises:
-            ArtifactError: a shard is missing or altered, or a value is not finite.
+            ArtifactError: a shard or another file is missing or altered, or a value is not finite.
         """
         if missing := self.pending():
             raise ArtifactError(
                 f"{self.store}: {len(missing)} of {self.shards} shards are not done (first: {missing[0]}); "
                 "run the stage again, it goes on where it was"
             )
+        if altered := self._altered():
+            raise ArtifactError(f"{altered} is gone or was altered: run the stage again, it makes this work anew")
         with store.disk_errors(self.store):
             for stray in [*self.store.rglob("*.partial"), *self.store.rglob("*.tmp")]:
                 stray.unlink()
@@ -189,12 +234,27 @@ class Work:
                     )
             store.write_manifest(self.store)
 
-    def move(self, out: Path) -> None:
-        """Move the finished artifact to `out`.
+    def publish(self, out: Path) -> None:
+        """Put the finished artifact in its place, and keep it here as well.
 
         Raises:
             ArtifactError: the place cannot be written.
         """
         with store.disk_errors(out):
-            store.move_into_place(self.store, out)
-            self._remove()
+            store.link_into_place(self.store, out)
+            store.write_json(self.folder / _SEALED, {"out": str(out.resolve())})
+            self._sweep()
+
+    def _sweep(self) -> None:
+        """Remove what the same stage has sealed before, and what killed runs have left beside this folder."""
+        for path in self.folder.parent.iterdir():
+            mine = path.name.startswith(f"{self.folder.name}.") and path.suffix in (".partial", ".removed")
+            if mine:
+                shutil.rmtree(path, ignore_errors=True)
+            elif path != self.folder and (path / _SEALED).is_file():
+                with contextlib.suppress(OSError):
+                    _discard(path)
+
+    def discard(self) -> None:
+        """Remove what is kept here."""
+        _discard(self.folder)

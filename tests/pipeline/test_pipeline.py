@@ -27,6 +27,11 @@ def manifest(folder: Path) -> str:
     return (folder / store.MANIFEST).read_text()
 
 
+def let_go(project: Project) -> None:
+    """Remove what is kept of embeddings, so that they are computed again."""
+    shutil.rmtree(project.folder / ".work" / "embed", ignore_errors=True)
+
+
 def test_metrics_have_the_stated_keys(project: Project) -> None:
     labels = project.json("metrics/labels/cdul.json")["train"]
     assert list(labels) == ["global_mAP", "aggregate_mAP", "final_mAP"]
@@ -61,6 +66,7 @@ def test_one_and_two_processes_embed_the_same_bytes(project: Project) -> None:
     out = project.folder / "cache" / "scenes" / "train" / "snippets.zarr"
     before = manifest(out)
     for processes in ("1", "2"):
+        let_go(project)
         project.run("stages/run", "embed", "snippets", CLIPDISTILL_PROCESSES=processes)
         assert manifest(out) == before
 
@@ -96,14 +102,15 @@ def test_two_machines_embed_the_same_bytes_as_one(
     out = project.folder / "cache" / "scenes" / "train" / "snippets.zarr"
     before = manifest(out)
     shutil.rmtree(out)
+    let_go(project)
     run_together(project, agents(free_port()))
     assert manifest(out) == before
-    assert not list((project.folder / ".work" / "embed").glob("snippets-*/*"))
 
 
 def test_shards_that_others_filled_are_only_sealed(project: Project) -> None:
     out = project.folder / "cache" / "scenes" / "train" / "snippets.zarr"
     before = manifest(out)
+    let_go(project)
     for rank in ("1", "0"):
         project.run("stages/run", "fill", "snippets", RANK=rank, WORLD_SIZE="2")
     images = project.folder / "data" / "raw" / "scenes" / "JPEGImages"

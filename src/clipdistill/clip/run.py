@@ -221,11 +221,11 @@ class _Embedding:
 
     def seal(self) -> None:
         """Check all shards and put the artifacts in place."""
-        # None is moved before all are whole: DVC empties the places of all of them when one has to be made again.
+        # None is put there before all are whole: DVC empties the places of all of them when one has to be made again.
         for job in self.jobs:
             job.work.finish()
         for job in self.jobs:
-            job.work.move(job.request.out)
+            job.work.publish(job.request.out)
 
 
 def _section(kind: str, params: Params) -> GlobalViewParams | SnippetViewParams | CamViewParams:
