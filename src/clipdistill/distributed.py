@@ -11,9 +11,11 @@ import atexit
 import os
 import signal
 import sys
+import threading
 import time
 import uuid
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, Self
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
     # torch takes seconds to import; a stage that only asks for its rank does without.
     import torch
+    from torch.distributed.distributed_c10d import Store
     from torch.distributed.launcher.api import LaunchConfig
 
 COMPUTE_FILE = Path("compute.yaml")
@@ -37,6 +40,11 @@ _LAUNCHED_VARIABLE = "CLIPDISTILL_LAUNCHED"
 
 # How long the machines wait for one another at the beginning of a stage, seconds.
 _JOIN_TIMEOUT = 1800
+
+# How long processes that have waited in vain wait for one another to say so, seconds.
+_ROLL_CALL = 5
+
+_roll: Store | None = None
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Count = Annotated[int, Field(ge=1)]
@@ -90,6 +98,9 @@ class Compute(Section):
     workers: Count | None = Field(None, description="threads a process that decode images; null: by stage")
     threads: Count | None = Field(None, description="threads a process that compute; null: its share of the cores")
     batch_size: Count | None = Field(None, description="images a pass without gradients; null: by stage")
+    patience: Count = Field(
+        1800, description="seconds without a sign of another process after which it counts as hanging"
+    )
     compile: bool = Field(False, description="compile CLIP's image tower for embedding; a minute first, then faster")
 
     @model_validator(mode="after")
@@ -247,7 +258,7 @@ def launch(command: list[str], processes: int, nodes: int = 1, rendezvous: str |
     # The launcher replaces the handlers of these signals and does not put them back.
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
     handlers = {number: signal.getsignal(number) for number in numbers}
-    os.environ[_LAUNCHED_VARIABLE] = "1"
+    os.environ[_LAUNCHED_VARIABLE] = str(os.getpid())
     try:
         elastic_launch(_launch_config(command, processes, nodes, rendezvous), sys.executable)(*command)
     except ChildFailedError as error:
@@ -267,6 +278,21 @@ def launch(command: list[str], processes: int, nodes: int = 1, rendezvous: str |
         del os.environ[_LAUNCHED_VARIABLE]
         for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+def end_with_launcher() -> None:
+    """Let a process that `launch` started end when the one that started it was killed.
+
+    Nobody else would end it, and the next run would find it at work in the same folders.
+    """
+    if launcher := os.environ.get(_LAUNCHED_VARIABLE):
+        threading.Thread(target=_watch, args=(int(launcher),), daemon=True).start()
+
+
+def _watch(launcher: int) -> None:
+    while os.getppid() == launcher:
+        time.sleep(1)
+    os._exit(1)
 
 
 def _launch_config(command: list[str], processes: int, nodes: int, rendezvous: str | None) -> LaunchConfig:
@@ -301,21 +327,51 @@ def process_group(device: torch.device) -> Iterator[None]:
         return
     import torch.distributed as dist  # noqa: PLC0415
 
-    if not dist.is_initialized():
-        _connect(device)
     try:
+        if not dist.is_initialized():
+            _connect(device)
         yield
     except RuntimeError as error:
-        if not ("gloo" in str(error) and "by peer" in str(error)):
-            raise
-        # The launcher takes the first process that it sees end for the cause: the other one must be seen first.
-        time.sleep(2)
-        raise ClipdistillError(f"process {rank()} stops, since another one has ended; that one says why") from None
+        if "gloo" in str(error) and "by peer" in str(error):
+            # The launcher takes the first process that it sees end for the cause: the other one must be seen first.
+            time.sleep(2)
+            raise ClipdistillError(f"process {rank()} stops, since another one has ended; that one says why") from None
+        if "timed out" in str(error).lower():
+            raise ClipdistillError(_nobody_there()) from None
+        raise
+
+
+def _nobody_there() -> str:
+    """What to say where a word from another process did not come: which ones have not found out the same."""
+    silent = "another"
+    if _roll is not None:
+        # Where the process that keeps the roll hangs itself, there is no answer.
+        with suppress(RuntimeError):
+            _roll.set(str(rank()), "")
+            time.sleep(_ROLL_CALL)
+            silent = ", ".join(str(other) for other in range(world_size()) if not _roll.check([str(other)])) or silent
+    return (
+        f"process {rank()} (of {world_size()}, from 0) has had no word for {Compute.load().patience} seconds from "
+        f"process {silent}, which hangs or has lost its machine: run the stage again, it goes on where it was"
+    )
 
 
 def _connect(device: torch.device) -> None:
+    global _roll  # noqa: PLW0603 - there is one connection a process, as PyTorch has it
     import torch.distributed as dist  # noqa: PLC0415
+    from torch.distributed.distributed_c10d import PrefixStore  # noqa: PLC0415
+    from torch.distributed.rendezvous import rendezvous  # noqa: PLC0415
 
+    patience = timedelta(seconds=Compute.load().patience)
+    meeting, _, _ = next(rendezvous("env://", timeout=patience))
+    _roll = PrefixStore("roll", meeting)
+    _roll.set_timeout(timedelta(seconds=_ROLL_CALL))
+    settings: dict[str, Any] = {
+        "store": PrefixStore("group", meeting),
+        "rank": rank(),
+        "world_size": world_size(),
+        "timeout": patience,
+    }
     if device.type == "cuda":
         import torch  # noqa: PLC0415
 
@@ -326,9 +382,9 @@ def _connect(device: torch.device) -> None:
                 "one a GPU at most: set processes"
             )
         torch.cuda.set_device(device)
-        dist.init_process_group("cpu:gloo,cuda:nccl", device_id=device)
+        dist.init_process_group("cpu:gloo,cuda:nccl", device_id=device, **settings)
     else:
-        dist.init_process_group("gloo")
+        dist.init_process_group("gloo", **settings)
     atexit.register(dist.destroy_process_group)
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
+import socket
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TextIO
 
 from clipdistill import distributed, params
 from clipdistill.errors import ClipdistillError, ParamsError
@@ -20,17 +24,22 @@ logger = logging.getLogger(__name__)
 
 _counts: Counter[str] = Counter()
 
+# Of files that are locked while a stage runs.
+_LOCKS = Path(".work") / "locks"
+
 
 def run(main: Callable[[], None]) -> None:
     """Run a stage: log to stderr; for a problem that a person can mend, its text alone and its exit code."""
     level = logging.INFO if distributed.rank() == 0 else logging.WARNING
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("clipdistill").setLevel(level)
-    begin = time.monotonic()
+    distributed.end_with_launcher()
     try:
         # Read before the stage begins: a person may change the file while it runs.
         times = Paths(params.load().dataset.name).times
-        main()
+        with _alone():
+            begin = time.monotonic()
+            main()
     except ClipdistillError as error:
         sys.exit(_report(error))
     except KeyboardInterrupt:
@@ -38,6 +47,51 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(130)
     if distributed.is_leader():
         _record_time(times, time.monotonic() - begin)
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Let nobody else run this stage in this checkout meanwhile, and wait for whoever does.
+
+    The system lets go of the lock when the process ends, however it ends. A stage may outlive a DVC that was killed:
+    the next `dvc repro` must not work beside it.
+    """
+    if not distributed.is_leader():
+        yield
+        return
+    path = _LOCKS / _name()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stream = path.open("a+", encoding="utf-8")
+    except OSError as error:
+        logger.warning("%s: cannot be had, so nothing keeps two runs of this stage apart (%s)", path, error.strerror)
+        yield
+        return
+    with stream:
+        _take(stream)
+        yield
+
+
+def _take(stream: TextIO) -> None:
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        stream.seek(0)
+        logger.warning("%s: %s runs this stage already; waiting until it has ended", _name(), stream.read().strip())
+        fcntl.flock(stream, fcntl.LOCK_EX)
+    except OSError as error:
+        # Some network file systems have none.
+        logger.warning("%s: cannot be locked, so nothing keeps two runs apart (%s)", stream.name, error.strerror)
+        return
+    stream.seek(0)
+    stream.truncate()
+    stream.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    stream.flush()
+
+
+def _name() -> str:
+    """The stage's name in dvc.yaml."""
+    return "@".join([Path(sys.argv[0]).stem, *sys.argv[1:2]])
 
 
 def count(what: str, number: int) -> None:
@@ -54,7 +108,7 @@ def count(what: str, number: int) -> None:
 
 def _record_time(folder: Path, seconds: float) -> None:
     """Leave the record of a stage that went well, under the name that it has in dvc.yaml."""
-    path = folder / f"{'@'.join([Path(sys.argv[0]).stem, *sys.argv[1:2]])}.json"
+    path = folder / f"{_name()}.json"
     finished = datetime.now(UTC).isoformat(timespec="seconds")
     content = {"seconds": round(seconds, 3), "finished": finished, "counts": dict(_counts)}
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")

@@ -29,9 +29,6 @@ from clipdistill.work import Work
 
 logger = logging.getLogger(__name__)
 
-# Seconds without a finished shard after which nobody is waited for any longer.
-_PATIENCE = 1800
-
 # Threads that decode, for a GPU; on a processor, where they share the cores with the lanes, one for two of those.
 _GPU_WORKERS, _LANES_A_WORKER = 8, 2
 
@@ -128,9 +125,7 @@ def embed_views(kind: str, wanted: list[Request], params: Params, command: list[
         with distributed.process_group(torch.device("cpu")):
             distributed.barrier()
     if not distributed.launch_where_several(command, embedding.compute, at_most=len(embedding.pending_views)):
-        rank, world = distributed.rank(), distributed.world_size()
-        # All have the same list, so that what an earlier run has left is shared out evenly.
-        embedding.fill([job.pending[(rank + turn) % world :: world] for turn, job in enumerate(embedding.jobs)])
+        embedding.fill(embedding.share(distributed.rank(), distributed.world_size()))
     if distributed.world_size() > 1 or distributed.is_leader():
         embedding.wait()
     if distributed.is_leader():
@@ -179,6 +174,13 @@ class _Embedding:
         """Number of views of each shard that was not done when this began."""
         return [_rows(job, [shard]) for job in self.jobs for shard in job.pending]
 
+    def share(self, rank: int, world: int) -> list[list[int]]:
+        """Shards of each job that are a process's own.
+
+        All have the same list, so that what an earlier run has left is shared out evenly.
+        """
+        return [job.pending[(rank + turn) % world :: world] for turn, job in enumerate(self.jobs)]
+
     def fill(self, shares: list[list[int]]) -> None:
         """Fill this process's shards of each job."""
         if not any(shares):
@@ -203,14 +205,14 @@ class _Embedding:
         wait, since torchrun ends what still runs on a machine five minutes after the work of another one is over.
 
         Raises:
-            ClipdistillError: for half an hour no shard got done.
+            ClipdistillError: for `compute.patience` seconds no shard got done.
         """
         left, since = self._unmarked(), time.monotonic()
         while left:
-            if time.monotonic() - since > _PATIENCE:
+            if time.monotonic() - since > self.compute.patience:
                 raise ClipdistillError(
-                    f"embed@{self._kind}: for {_PATIENCE // 60} minutes none of the {left} shards that are missing got "
-                    "done: a process has ended or hangs. Run the stage again, it goes on where it was"
+                    f"embed@{self._kind}: for {self.compute.patience} seconds none of the {left} shards that are "
+                    f"missing got done: {self._late()}. Run the stage again, it goes on where it was"
                 )
             time.sleep(1)
             before, left = left, self._unmarked()
@@ -218,6 +220,13 @@ class _Embedding:
 
     def _unmarked(self) -> int:
         return sum(job.work.unmarked() for job in self.jobs)
+
+    def _late(self) -> str:
+        world = distributed.world_size()
+        missing = [set(job.work.pending()) for job in self.jobs]
+        late = [rank for rank in range(world) if any(map(set.intersection, missing, map(set, self.share(rank, world))))]
+        names = ", ".join(map(str, late))
+        return f"process {names} (of {world}, from 0) has ended or hangs" if world > 1 else "a process ended or hangs"
 
     def seal(self) -> None:
         """Check all shards and put the artifacts in place."""
