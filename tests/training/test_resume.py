@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import signal
@@ -118,6 +119,12 @@ def test_curves_never_mix_two_truths(toy: Toy, tmp_path: Path, monkeypatch: pyte
     assert contents(tmp_path / "again") == contents(tmp_path / "whole")
 
 
+def flipped(content: bytes) -> bytes:
+    """One bit in the middle is another: among the numbers, where no format looks."""
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
 def test_damaged_work_is_named(toy: Toy, tmp_path: Path, work_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         stop_before(4, patch)
@@ -125,11 +132,16 @@ def test_damaged_work_is_named(toy: Toy, tmp_path: Path, work_root: Path, monkey
             train(toy, tmp_path)
     (file,) = work_root.rglob(checkpoint.FILE)
     whole = file.read_bytes()
-    file.write_bytes(whole[:1000])
-    with pytest.raises(ArtifactError, match=r"checkpoint\.pt is damaged.*remove"):
-        train(toy, tmp_path)
+    for damaged in (whole[:1000], b"", flipped(whole)):
+        file.write_bytes(damaged)
+        with pytest.raises(ArtifactError, match=r"checkpoint\.pt is damaged.*remove"):
+            train(toy, tmp_path)
     file.write_bytes(whole)
-    (file.parent / "labels" / "00001.npy").unlink()
+    state = file.parent / "labels" / "00001.npy"
+    state.write_bytes(flipped(state.read_bytes()))
+    with pytest.raises(ArtifactError, match=r"00001\.npy cannot be read.*checksum.*remove"):
+        train(toy, tmp_path)
+    state.unlink()
     with pytest.raises(ArtifactError, match=r"00001\.npy cannot be read.*remove"):
         train(toy, tmp_path)
 
@@ -140,7 +152,9 @@ def test_a_checkpoint_runs_no_code(toy: Toy, tmp_path: Path, work_root: Path, mo
         with pytest.raises(PowerCutError):
             train(toy, tmp_path)
     (file,) = work_root.rglob(checkpoint.FILE)
-    torch.save(_Payload(), file)
+    buffer = io.BytesIO()
+    torch.save(_Payload(), buffer)
+    file.write_bytes(checkpoint.with_sum(buffer.getvalue()))
     with pytest.raises(ArtifactError, match="damaged"):
         train(toy, tmp_path)
     assert not Path("payload-ran").exists()

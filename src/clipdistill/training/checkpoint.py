@@ -1,10 +1,12 @@
 """The state of a training run, written after every epoch: a killed run goes on from the last one.
 
-Tensors and plain values alone: it is read without pickle's powers.
+Tensors and plain values alone: it is read without pickle's powers. Every file ends with its SHA-256: neither PyTorch
+nor NumPy notices a byte that a disk has changed.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import pickle
 from dataclasses import dataclass
@@ -20,6 +22,8 @@ from clipdistill.errors import ArtifactError
 from clipdistill.store import write_atomically
 
 FILE = "checkpoint.pt"
+
+_SUM = hashlib.sha256().digest_size
 
 Matrix = npt.NDArray[np.float32]
 Kind = Literal["labels", "scores"]
@@ -53,7 +57,7 @@ class Checkpoint:
         """
         buffer = io.BytesIO()
         torch.save({field: getattr(self, field) for field in self.__slots__}, buffer)
-        write_atomically(folder / FILE, buffer.getvalue())
+        write_atomically(folder / FILE, with_sum(buffer.getvalue()))
 
     @classmethod
     def read(cls, folder: Path) -> Checkpoint | None:
@@ -66,8 +70,9 @@ class Checkpoint:
         if not path.exists():
             return None
         try:
-            return cls(**torch.load(path, map_location="cpu", weights_only=True))
-        except (OSError, EOFError, RuntimeError, TypeError, pickle.UnpicklingError) as error:
+            content = io.BytesIO(_without_sum(path))
+            return cls(**torch.load(content, map_location="cpu", weights_only=True))
+        except (OSError, ValueError, EOFError, RuntimeError, TypeError, pickle.UnpicklingError) as error:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise ArtifactError(f"{path} is damaged ({reason}): remove {folder} and train again") from None
 
@@ -76,7 +81,7 @@ def write_state(folder: Path, kind: Kind, epoch: int, matrix: Matrix) -> None:
     """Keep a matrix [N, C] as it is after an epoch (0: before the first)."""
     buffer = io.BytesIO()
     np.save(buffer, matrix, allow_pickle=False)
-    write_atomically(_file(folder, kind, epoch), buffer.getvalue())
+    write_atomically(_file(folder, kind, epoch), with_sum(buffer.getvalue()))
 
 
 def read_states(folder: Path, kind: Kind, epochs: list[int]) -> Matrix:
@@ -89,10 +94,28 @@ def read_states(folder: Path, kind: Kind, epochs: list[int]) -> Matrix:
     for epoch in epochs:
         path = _file(folder, kind, epoch)
         try:
-            states.append(np.load(path, allow_pickle=False))
+            states.append(np.load(io.BytesIO(_without_sum(path)), allow_pickle=False))
         except (OSError, ValueError, EOFError) as error:
             raise ArtifactError(f"{path} cannot be read ({error}): remove {folder} and train again") from None
     return np.stack(states)
+
+
+def with_sum(content: bytes) -> bytes:
+    """Content and its SHA-256, for a file."""
+    return content + hashlib.sha256(content).digest()
+
+
+def _without_sum(path: Path) -> bytes:
+    """Content of a file that `with_sum` made.
+
+    Raises:
+        ValueError: it was altered.
+    """
+    whole = path.read_bytes()
+    content, digest = whole[:-_SUM], whole[-_SUM:]
+    if hashlib.sha256(content).digest() != digest:
+        raise ValueError("its checksum differs")
+    return content
 
 
 def _file(folder: Path, kind: Kind, epoch: int) -> Path:
