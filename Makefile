@@ -15,7 +15,7 @@ export DO_NOT_TRACK := 1
 export ITERATIVE_DO_NOT_TRACK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-fast check check-remote format clean
+.PHONY: help setup demo test test-fast soak check check-remote format clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ test: $(READY) ## all tests, the slow pipeline tests among them
 
 test-fast: $(READY) ## only the tests that take seconds
 	$(PYTEST) -m 'not slow'
+
+soak: $(READY) ## kill and harm the whole pipeline at random for an hour; MINUTES=60 SEED=0 (no test)
+	python tests/soak.py --minutes $(or $(MINUTES),60) --seed $(or $(SEED),0)
 
 check: $(READY) ## ruff (lint and format) and mypy
 	ruff check .
