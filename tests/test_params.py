@@ -62,6 +62,8 @@ def test_exponents_without_a_point_are_numbers(tmp_path: Path) -> None:
         ("a: &a [*a]", "a: unknown key"),
         ("!!python/object/apply:os.getcwd []", "is not valid YAML: could not determine a constructor"),
         ("clip: {}\nclip: {}", "key 'clip' stands twice"),
+        ("[" * 5000, "is not valid YAML: nested too deeply"),
+        ("a: 2001-99-99", "is not valid YAML: a value cannot be read: month must be in"),
     ],
 )
 def test_what_is_refused_is_named_with_its_path(tmp_path: Path, text: str, message: str) -> None:
@@ -88,3 +90,31 @@ def test_a_missing_file_says_where_to_stand(tmp_path: Path) -> None:
 
 def test_the_file_of_the_project_states_the_defaults() -> None:
     assert params.load(Path(__file__).resolve().parents[1] / "params.yaml") == params.Params()
+
+
+def test_aliases_keep_messages_short(tmp_path: Path) -> None:
+    """Ten lists of ten of the one before: ten thousand million words, if anything wrote them out."""
+    lines = ["a0: &a0 [w, w, w, w, w, w, w, w, w, w]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 10)]
+    with pytest.raises(ParamsError) as caught:
+        load(tmp_path, "\n".join([*lines, "evaluate: {top_k: *a9}"]))
+    assert len(str(caught.value)) < 20_000
+
+
+def test_merged_keys_do_not_grow_like_powers(tmp_path: Path) -> None:
+    lines = ["a0: &a0 {k: 1, l: 2, m: 3}"]
+    lines += [f"a{n}: &a{n} {{<<: [{', '.join([f'*a{n - 1}'] * 10)}]}}" for n in range(1, 10)]
+    with pytest.raises(ParamsError, match="is not valid YAML: more than 1000 keys"):
+        load(tmp_path, "\n".join(lines))
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").mkdir()
+    with pytest.raises(ParamsError, match=r"params\.yaml cannot be read \(Is a directory\)"):
+        params.load(tmp_path / "params.yaml")
+
+
+def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_bytes(b"evaluate: \xff")
+    with pytest.raises(ParamsError, match=r"is not valid YAML: .*codec can't decode byte 0xff"):
+        params.load(tmp_path / "params.yaml")

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, Self
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from clipdistill import yaml_text
 from clipdistill.errors import ClipdistillError, ParamsError
 from clipdistill.params import Section
 
@@ -173,7 +174,7 @@ def _file_settings(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        return dict(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+        return dict(yaml_text.read(path) or {})
     except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
         raise ParamsError(f"{path} must hold `key: value` lines, for example `device: cpu` ({error})") from None
 

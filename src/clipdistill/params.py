@@ -7,15 +7,22 @@ of range are refused before any work, each with its full path, the value that wa
 from __future__ import annotations
 
 import re
+import reprlib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from clipdistill import yaml_text
 from clipdistill.errors import ParamsError
 
 PARAMS_FILE = Path("params.yaml")
+
+_MOST_KEYS = 1000
+_REPR = reprlib.Repr()
+_REPR.maxlevel = 2
+_REPR.maxstring = _REPR.maxother = _REPR.maxlong = 200
 
 MAX_ROUNDS = 4
 """Updates of CCD's labels that the pipeline has stages for."""
@@ -24,6 +31,7 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Text = Annotated[str, Field(pattern=r"\S")]
+StudentSide = Annotated[int, Field(ge=32, le=2048)]
 Sha256 = Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
 
 
@@ -214,7 +222,7 @@ class StudentParams(Section):
         description="none, imagenet (torchvision's, pinned), or a .safetensors or .pth file",
     )
     sha256: Sha256 = Field("", description="SHA-256 of `weights` where it is a file")
-    image_size: Annotated[int, Field(ge=32, le=2048)] = Field(80, description="side of its input, pixels")
+    image_size: StudentSide = Field(80, description="side of its input, pixels")
     output_stride: Literal[8, 16, 32] = Field(16, description="pixels a cell of the activation map (resnets: 16, 8)")
 
     @model_validator(mode="after")
@@ -400,6 +408,12 @@ class _Loader(yaml.SafeLoader):
             seen.add(str(key_node.value))
         return super().construct_mapping(node, deep)
 
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        super().flatten_mapping(node)
+        # Merges of merges grow like powers.
+        if len(node.value) > _MOST_KEYS:
+            raise yaml.constructor.ConstructorError(None, None, f"more than {_MOST_KEYS} keys", node.start_mark)
+
 
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
@@ -422,13 +436,12 @@ def load(path: Path = PARAMS_FILE) -> Params:
             names every such key with its full path.
     """
     try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - a SafeLoader
+        raw = yaml_text.read(path, _Loader)
     except FileNotFoundError:
         raise ParamsError(f"{path} is missing: run from the project's top folder, or restore it from git") from None
     except OSError as error:
         raise ParamsError(f"{path} cannot be read ({error.strerror}): restore it from git") from None
-    except (yaml.YAMLError, ValueError) as error:
-        # A ValueError is text that is not UTF-8, or a date that is none.
+    except yaml.YAMLError as error:
         raise ParamsError(f"{path} is not valid YAML: {error}") from None
     try:
         return Params.model_validate({} if raw is None else raw)
@@ -446,7 +459,8 @@ def _explain(path: Path, error: ValidationError) -> str:
         if problem["type"] == "extra_forbidden":
             lines.append(f"  {key}: unknown key; known here: {', '.join(_known_keys(location[:-1]))}")
         else:
-            found = "" if isinstance(problem["input"], dict) else f", found {problem['input']!r}"
+            # Shortened: with aliases a few lines of YAML can be a value of any size.
+            found = "" if isinstance(problem["input"], dict) else f", found {_REPR.repr(problem['input'])}"
             lines.append(f"  {key}: {problem['msg'].removeprefix('Value error, ')}{found}")
     return "\n".join(lines)
 

@@ -8,9 +8,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "src" / "clipdistill"
 
-# Modules that no byte of an artifact depends on: values of parameters are tracked one by one in dvc.yaml, and texts of
-# errors, log lines, file names and the number of processes do not reach an artifact.
-NOT_TRACKED = {"__init__.py", "errors.py", "params.py", "stage.py", "distributed.py"}
+# Modules that no byte of an artifact depends on: values of parameters are tracked one by one in dvc.yaml, texts of
+# errors, log lines, file names and the number of processes do not reach an artifact, and YAML is read or refused.
+NOT_TRACKED = {"__init__.py", "errors.py", "params.py", "stage.py", "distributed.py", "yaml_text.py"}
 
 
 def modules_of(script: Path) -> set[str]:

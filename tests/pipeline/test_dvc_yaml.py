@@ -16,7 +16,7 @@ from clipdistill import params
 
 FILES = ["dvc.yaml", "stages/scenes/dvc.yaml", "stages/ccd/dvc.yaml"]
 ROOMS = ["cli", "application", "training", "clip", "students", "datasets", "evaluation", "methods"]
-FOUNDATION = ["stage", "work", "store", "layout", "distributed", "params", "errors", "__init__"]
+FOUNDATION = ["stage", "work", "store", "layout", "distributed", "params", "yaml_text", "errors", "__init__"]
 
 
 def stages() -> Iterator[tuple[str, dict[str, object]]]:

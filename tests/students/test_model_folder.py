@@ -105,6 +105,10 @@ def _set(key: str, value: object) -> Callable[[dict[str, object]], None]:
         (lambda card: card.pop("classes"), "classes: Field required"),
         (lambda card: card.update(classes=["a", "b"], thresholds=[0.5, 0.5]), r"for 2 classes.*head"),
         (_set("backbone", "mnasnet0_5"), "is no mnasnet0_5"),
+        (_set("backbone", ""), "backbone: .*at least 1 character"),
+        (lambda card: card["preprocessing"].update(image_size=5000), "preprocessing.image_size: .*2048"),
+        (lambda card: card["preprocessing"].update(mean=[0.5]), "preprocessing.mean: .*at least 3 items"),
+        (lambda card: card["preprocessing"].update(std=[0.2, 0.0, 0.2]), "preprocessing.std.1: .*greater than 0"),
     ],
 )
 def test_a_card_that_does_not_hold_is_refused(
@@ -119,7 +123,7 @@ def test_a_card_that_does_not_hold_is_refused(
         model_folder.load(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "- a", "a: [", "!!python/object/apply:os.getcwd []"])
+@pytest.mark.parametrize("text", ["", "- a", "a: [", "!!python/object/apply:os.getcwd []", "a: &a 1\nb: *a"])
 def test_a_card_that_is_no_card_is_refused(tmp_path: Path, text: str) -> None:
     make(tmp_path)
     (tmp_path / student_yaml.FILE).write_text(text)

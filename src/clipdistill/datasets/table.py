@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import yaml
 from PIL import Image
 
-from clipdistill import store
+from clipdistill import store, yaml_text
 from clipdistill.datasets import images
 from clipdistill.errors import ArtifactError
 
@@ -106,13 +106,13 @@ class ImageTable:
         try:
             table = pq.read_table(path)
             texts = {name: table.column(name).to_pylist() for name in ("id", "path", "hash")}
-            place = yaml.safe_load(path.with_suffix(".yaml").read_text(encoding="utf-8"))
+            place = yaml_text.read(path.with_suffix(".yaml"))
         except FileNotFoundError as error:
             raise ArtifactError(f"{error.filename or path} is missing: run `dvc repro format`, or `dvc pull`") from None
-        except (pa.ArrowException, OSError, KeyError, yaml.YAMLError, UnicodeDecodeError) as error:
+        # Arrow's errors of damaged files are not all its own.
+        except (pa.ArrowException, OSError, KeyError, ValueError, MemoryError, yaml.YAMLError) as error:
             raise ArtifactError(f"{path} cannot be read ({error}): run `dvc repro format`") from None
-        kinds = {key: type(value) for key, value in place.items()} if isinstance(place, dict) else {}
-        if table.schema.remove_metadata() != _SCHEMA or kinds != {"image_root": str, "max_pixels": int}:
+        if table.schema.remove_metadata() != _SCHEMA or not _is_place(place):
             raise ArtifactError(f"{path} is not an image table of this version: run `dvc repro format`")
         return cls(
             root=Path(place["image_root"]),
@@ -124,6 +124,11 @@ class ImageTable:
             hashes=texts["hash"],
             max_pixels=place["max_pixels"],
         )
+
+
+def _is_place(content: Any) -> bool:  # noqa: ANN401 - whatever the file beside a table holds
+    known = isinstance(content, dict) and set(content) == {"image_root", "max_pixels"}
+    return known and isinstance(content["image_root"], str) and type(content["max_pixels"]) is int
 
 
 def write_classes(path: Path, classes: list[ClassName]) -> None:
@@ -139,11 +144,15 @@ def read_classes(path: Path) -> list[ClassName]:
         ArtifactError: missing or of another form.
     """
     try:
-        return [ClassName(**item) for item in yaml.safe_load(path.read_text(encoding="utf-8"))]
+        classes = [ClassName(**item) for item in yaml_text.read(path)]
     except FileNotFoundError:
         raise ArtifactError(f"{path} is missing: run `dvc repro format`, or `dvc pull`") from None
-    except (OSError, yaml.YAMLError, UnicodeDecodeError, TypeError):
-        raise ArtifactError(f"{path} is not a class list of this version: run `dvc repro format`") from None
+    except (OSError, yaml.YAMLError, TypeError):
+        classes = []
+    texts = [text for item in classes for text in (item.name, item.prompt)]
+    if not classes or not all(isinstance(text, str) for text in texts) or len({c.name for c in classes}) < len(classes):
+        raise ArtifactError(f"{path} is not a class list of this version: run `dvc repro format`")
+    return classes
 
 
 def write_labels(path: Path, labels: Labels, table: ImageTable, classes: list[ClassName]) -> None:

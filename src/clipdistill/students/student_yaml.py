@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from clipdistill import yaml_text
 from clipdistill.errors import ArtifactError
-from clipdistill.params import Fraction, Section, Sha256, StudentParams
+from clipdistill.params import Fraction, Section, Sha256, StudentParams, StudentSide
 from clipdistill.store import write_atomically
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ FILE, WEIGHTS = "student.yaml", "student.safetensors"
 CURE = "pull the folder again with `dvc pull`, or run `dvc repro`"
 
 Head = Literal["sigmoid", "softmax"]
+_T = TypeVar("_T")
+Channels = Annotated[list[_T], Field(min_length=3, max_length=3)]
 
 # ImageNet's channel means and deviations, as torchvision's weights expect them; RGB in [0, 1].
 MEAN = (0.485, 0.456, 0.406)
@@ -29,11 +32,11 @@ STD = (0.229, 0.224, 0.225)
 class Preprocessing(Section):
     """What the student takes: float [B, 3, S, S]."""
 
-    image_size: int = Field(gt=0, description="S, pixels")
+    image_size: StudentSide = Field(description="S, pixels")
     resize: Literal["squash"] = Field("squash", description="the whole image to a square")
     interpolation: Literal["bilinear"] = Field("bilinear", description="with a filter against aliasing")
-    mean: list[float] = Field(list(MEAN), description="of the channels R, G, B, in [0, 1]")
-    std: list[float] = Field(list(STD), description="of the channels R, G, B")
+    mean: Channels[float] = Field(list(MEAN), description="of the channels R, G, B, in [0, 1]")
+    std: Channels[Annotated[float, Field(gt=0)]] = Field(list(STD), description="of the channels R, G, B")
 
 
 class Evaluation(Section):
@@ -50,7 +53,7 @@ class Card(Section):
     """What `student.yaml` says."""
 
     format_version: Literal[1] = Field(1, description="of this file")
-    backbone: str = Field(description="torchvision's name")
+    backbone: str = Field(min_length=1, description="torchvision's name")
     backbone_weights: str = Field(description="what the training started from")
     output_stride: Literal[8, 16, 32] = Field(description="pixels a cell of the activation map")
     head: Head = Field(description="sigmoid: each class by itself; softmax: the classes compete")
@@ -108,10 +111,10 @@ def read(folder: Path) -> Card:
     """
     path = folder / FILE
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml_text.read(path)
     except FileNotFoundError:
         raise ArtifactError(f"{path} is missing: {CURE}") from None
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+    except (OSError, yaml.YAMLError) as error:
         raise ArtifactError(f"{path} cannot be read ({error}): {CURE}") from None
     version = content.get("format_version") if isinstance(content, dict) else None
     if version != FORMAT_VERSION:
