@@ -31,6 +31,7 @@ from clipdistill.errors import ArtifactError
 from clipdistill.layout import Blocks
 
 FORMAT_VERSION = 1
+_CURE = "pull it again with `dvc pull`, or remove the folder and run `dvc repro`"
 MANIFEST = "manifest.json"
 
 # Chosen by measurement (docs/dependencies.md): bit-shuffled zstd is the smallest, and no slower than the disk.
@@ -256,27 +257,39 @@ def verify(path: Path) -> None:
         ArtifactError: the artifact or its manifest is missing, or a file is missing, foreign, truncated or altered;
             the text names the file.
     """
-    cure = "pull it again with `dvc pull`, or remove the folder and run `dvc repro`"
     try:
         entries = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["files"]
     except FileNotFoundError:
         state = "has no manifest, so it was never finished" if path.exists() else "is missing"
-        raise ArtifactError(f"{path} {state}: {cure}") from None
+        raise ArtifactError(f"{path} {state}: {_CURE}") from None
     except (ValueError, KeyError, TypeError):
-        raise ArtifactError(f"{path / MANIFEST} is damaged: {cure}") from None
+        raise ArtifactError(f"{path / MANIFEST} is damaged: {_CURE}") from None
     files = _files(path)
     for name in sorted(set(entries) | set(files)):
         if name not in files:
-            raise ArtifactError(f"{path / name} is missing: {cure}")
+            raise ArtifactError(f"{path / name} is missing: {_CURE}")
         if name not in entries:
-            raise ArtifactError(f"{path / name} does not belong to this artifact: {cure}")
+            raise ArtifactError(f"{path / name} does not belong to this artifact: {_CURE}")
         if files[name].stat().st_size != entries[name]["bytes"]:
             raise ArtifactError(
-                f"{path / name} has {files[name].stat().st_size} bytes, {entries[name]['bytes']} were written: {cure}"
+                f"{path / name} has {files[name].stat().st_size} bytes, {entries[name]['bytes']} were written: {_CURE}"
             )
     for name, digest in _sums(files).items():
         if digest != entries[name]["sha256"]:
-            raise ArtifactError(f"{path / name} was altered since it was written (checksum differs): {cure}")
+            raise ArtifactError(f"{path / name} was altered since it was written (checksum differs): {_CURE}")
+
+
+@contextlib.contextmanager
+def _zarr_errors(path: Path) -> Iterator[None]:
+    """Turn what Zarr raises within a `with` block into an error that names the place.
+
+    Only a disk that fails, or a manifest that vouches for files that are no Zarr, leads to one: what Zarr's readers of
+    metadata and its codecs then raise is no short list.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise ArtifactError(f"{path} cannot be read ({error}): {_CURE}") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,7 +311,9 @@ class Group:
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Array:
         """Read rows [start, stop) of an array into memory."""
-        return np.asarray(self._array(name)[start:stop])
+        array = self._array(name)
+        with _zarr_errors(self.path / name):
+            return np.asarray(array[start:stop])
 
     @property
     def names(self) -> list[str]:
@@ -310,9 +325,10 @@ class Group:
         return {name: f"{self._array(name).dtype} {list(self.shape(name))}" for name in self.names}
 
     def _array(self, name: str) -> ZarrArray:
-        if name not in self._arrays:
+        if name not in self.names:
             raise ArtifactError(f"{self.path} has no array {name!r}; it has {', '.join(self.names)}")
-        return self._arrays[name]
+        with _zarr_errors(self.path / name):
+            return self._arrays[name]
 
 
 def read_group(path: Path, expect: Provenance | None = None) -> Group:
@@ -330,14 +346,10 @@ def read_group(path: Path, expect: Provenance | None = None) -> Group:
             than expected; the text names both.
     """
     verify(path)
-    try:
+    with _zarr_errors(path):
         # Version 2 of the format can hold pickles.
         group = zarr.open_group(store=str(path), mode="r", zarr_format=3)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ArtifactError(
-            f"{path} is no Zarr group of version 3 ({error}): run `dvc repro` to make it anew"
-        ) from None
-    provenance = dict(group.attrs)
+        provenance = dict(group.attrs)
     for key, wanted in {"format_version": FORMAT_VERSION, **(expect or {})}.items():
         if provenance.get(key) != wanted:
             raise ArtifactError(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-import pickle
 import re
 import warnings
 from collections.abc import Callable
@@ -19,7 +18,6 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import open_clip
-import safetensors
 import torch
 import yaml
 

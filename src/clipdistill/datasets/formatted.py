@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,7 +100,8 @@ def _load(path: Path) -> npt.NDArray[Any]:
         raise DataError(
             f"{path} is missing: put the image paths and the labels of both splits there, in this layout"
         ) from None
-    except (OSError, ValueError, EOFError, SyntaxError, MemoryError) as error:
+    # NumPy reads the header with Python's tokenizer and an archive as a zip file: their errors are many.
+    except Exception as error:
         raise DataError(f"{path} is not a plain NumPy array ({error}); pickled objects are not read") from None
     if not isinstance(array, np.ndarray):
         raise DataError(f"{path} is an archive of arrays, not one array")
@@ -108,8 +110,11 @@ def _load(path: Path) -> npt.NDArray[Any]:
 
 def _arrays(root: Path, split: str) -> tuple[list[str], Labels]:
     path, names = _file(root, split, "images"), _load(_file(root, split, "images"))
-    if names.dtype.kind != "U" or names.ndim != 1:
+    if names.dtype.kind != "U" or names.ndim != 1 or not names.dtype.itemsize:
         raise DataError(f"{path} has type {names.dtype} and {names.ndim} axes; image paths are unicode with one axis")
+    codes = names.view(np.dtype(np.uint32).newbyteorder(names.dtype.byteorder))
+    if (codes > sys.maxunicode).any():
+        raise DataError(f"{path} holds characters that there are none of: it is damaged, write it again")
     path, labels = _file(root, split, "labels"), _load(_file(root, split, "labels"))
     if labels.dtype.kind not in "biuf" or labels.ndim != 2:
         raise DataError(f"{path} has type {labels.dtype} and {labels.ndim} axes; labels are numbers with two axes")

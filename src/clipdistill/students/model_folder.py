@@ -60,7 +60,7 @@ def load(folder: Path) -> tuple[Student, Card]:
             f"(first difference: {differing[0][0]}): {CURE}"
         )
     if broken := [key for key, tensor in state.items() if not torch.isfinite(tensor).all()]:
-        raise ArtifactError(f"{folder / WEIGHTS} holds NaN or infinity ({broken[0]}): {_CURE}")
+        raise ArtifactError(f"{folder / WEIGHTS} holds NaN or infinity ({broken[0]}): {CURE}")
     student.load_state_dict(state, assign=True)
     return student.eval(), card
 
