@@ -167,9 +167,8 @@ def _flip(path: Path) -> None:
     _shard(path).write_bytes(content)
 
 
-def _edit_attribute(path: Path) -> None:
-    meta = path / "zarr.json"
-    meta.write_text(meta.read_text().replace('"abc"', '"xyz"'))
+def _edit(path: Path, old: str, new: str) -> None:
+    path.write_text(path.read_text().replace(old, new))
 
 
 DAMAGES = {
@@ -177,10 +176,13 @@ DAMAGES = {
     "empty": (lambda path: _shard(path).write_bytes(b""), "has 0 bytes"),
     "truncated": (_truncate, "bytes"),
     "flipped": (_flip, "was altered"),
-    "attribute": (_edit_attribute, "was altered"),
+    "attribute": (lambda path: _edit(path / "zarr.json", '"abc"', '"xyz"'), "was altered"),
     "stray": (lambda path: (path / "x" / "c" / "9.partial").write_bytes(b"1"), "does not belong"),
     "manifest gone": (lambda path: (path / store.MANIFEST).unlink(), "never finished"),
     "manifest damaged": (lambda path: (path / store.MANIFEST).write_text("{"), "damaged"),
+    "manifest of no size": (lambda path: _edit(path / store.MANIFEST, '"bytes"', '"cytes"'), "json is damaged"),
+    "manifest of no list": (lambda path: (path / store.MANIFEST).write_text('{"files": ["a"]}'), "json is damaged"),
+    "manifest without end": (lambda path: (path / store.MANIFEST).write_text("[" * 5000), "json is damaged"),
 }
 
 
@@ -192,6 +194,16 @@ def test_damage_is_found_and_named(tmp_path: Path, name: str) -> None:
     damage(tmp_path / "a.zarr")
     with pytest.raises(ArtifactError, match=message):
         store.read_group(tmp_path / "a.zarr")
+
+
+@pytest.mark.parametrize("name", ["zarr.json", "x/zarr.json", "x/c/0/0"])
+def test_what_is_no_zarr_is_refused_whoever_vouches_for_it(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "a.zarr"
+    write(path, x=np.ones((5, 2), np.float32))
+    (path / name).write_bytes(b"[]")
+    store.write_manifest(path)
+    with pytest.raises(ArtifactError, match=r"a\.zarr.* cannot be read \(.*dvc pull"):
+        store.read_group(path).read("x")
 
 
 def test_a_missing_artifact_says_what_to_do(tmp_path: Path) -> None:

@@ -257,26 +257,31 @@ def verify(path: Path) -> None:
         ArtifactError: the artifact or its manifest is missing, or a file is missing, foreign, truncated or altered;
             the text names the file.
     """
-    try:
-        entries = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["files"]
-    except FileNotFoundError:
-        state = "has no manifest, so it was never finished" if path.exists() else "is missing"
-        raise ArtifactError(f"{path} {state}: {_CURE}") from None
-    except (ValueError, KeyError, TypeError):
-        raise ArtifactError(f"{path / MANIFEST} is damaged: {_CURE}") from None
-    files = _files(path)
+    entries, files = _entries(path), _files(path)
     for name in sorted(set(entries) | set(files)):
         if name not in files:
             raise ArtifactError(f"{path / name} is missing: {_CURE}")
         if name not in entries:
             raise ArtifactError(f"{path / name} does not belong to this artifact: {_CURE}")
-        if files[name].stat().st_size != entries[name]["bytes"]:
+        if files[name].stat().st_size != entries[name][0]:
             raise ArtifactError(
-                f"{path / name} has {files[name].stat().st_size} bytes, {entries[name]['bytes']} were written: {_CURE}"
+                f"{path / name} has {files[name].stat().st_size} bytes, {entries[name][0]} were written: {_CURE}"
             )
     for name, digest in _sums(files).items():
-        if digest != entries[name]["sha256"]:
+        if digest != entries[name][1]:
             raise ArtifactError(f"{path / name} was altered since it was written (checksum differs): {_CURE}")
+
+
+def _entries(path: Path) -> dict[str, tuple[int, str]]:
+    """Size and SHA-256 of every file of an artifact, as its manifest has them."""
+    try:
+        files = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["files"]
+        return {name: (entry["bytes"], entry["sha256"]) for name, entry in files.items()}
+    except FileNotFoundError:
+        state = "has no manifest, so it was never finished" if path.exists() else "is missing"
+        raise ArtifactError(f"{path} {state}: {_CURE}") from None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        raise ArtifactError(f"{path / MANIFEST} is damaged: {_CURE}") from None
 
 
 @contextlib.contextmanager

@@ -139,6 +139,8 @@ def test_pickled_objects_are_never_loaded(root: Path) -> None:
     [
         ("images", np.array([1, 2]), "has type int64"),
         ("images", np.array([["a.jpg", "b.jpg"]]), "2 axes"),
+        ("images", np.array([0x110000, 97], np.uint32).view("U1"), "characters that there are none of"),
+        ("images", np.array([97, 0x110000], ">u4").view(">U1"), "characters that there are none of"),
         ("images", np.array(["a.jpg"]), "has 2 rows, but there are 1 image paths"),
         ("labels", np.array(["a", "b"]), "labels are numbers with two axes"),
         ("labels", np.ones(2), "labels are numbers with two axes"),
@@ -158,7 +160,8 @@ def test_arrays_of_another_form_are_refused(root: Path, what: str, array: Any, m
 def test_files_that_are_no_arrays_are_refused(root: Path) -> None:
     path = root / "formatted_train_labels.npy"
     whole = path.read_bytes()
-    for content in (b"", b"text", whole[:-1], whole[:20], whole.replace(b"(2, 3)", b"(9**9)")):
+    headers = [whole.replace(b"(2, 3)", b"(9**9)"), whole.replace(b"}", b"{")]
+    for content in (b"", b"text", whole[:-1], whole[:20], *headers):
         path.write_bytes(content)
         with pytest.raises(DataError, match=r"formatted_train_labels\.npy is not a plain NumPy array"):
             formatted.read(params(root))
@@ -168,6 +171,15 @@ def test_files_that_are_no_arrays_are_refused(root: Path) -> None:
         formatted.read(params(root))
     path.unlink()
     with pytest.raises(DataError, match="is missing: put"):
+        formatted.read(params(root))
+
+
+def test_paths_of_no_length_are_refused(root: Path) -> None:
+    """A thousand million of them fit into a file of 128 bytes."""
+    path = root / "formatted_train_images.npy"
+    np.save(path, np.array(["a"]))
+    path.write_bytes(path.read_bytes().replace(b"<U1", b"<U0").replace(b"(1,)", b"(9,)"))
+    with pytest.raises(DataError, match="has type <U0 and 1 axes; image paths are unicode"):
         formatted.read(params(root))
 
 
