@@ -58,7 +58,7 @@ def test_exponents_without_a_point_are_numbers(tmp_path: Path) -> None:
         ("evaluate: 3", r"evaluate"),
         ("- a list", r"top level"),
         ("a: [1", "is not valid YAML"),
-        ("a: 2026-13-45", "is not valid YAML: month must be in 1..12"),
+        ("a: 2026-13-45", "is not valid YAML: .*month must be in 1..12"),
         ("a: &a [*a]", "a: unknown key"),
         ("!!python/object/apply:os.getcwd []", "is not valid YAML: could not determine a constructor"),
         ("clip: {}\nclip: {}", "key 'clip' stands twice"),

@@ -234,7 +234,7 @@ def test_a_pickle_in_an_older_zarr_is_never_opened(tmp_path: Path) -> None:
     trap = np.array([Trap(tmp_path / "sprung")], dtype=object)
     (tmp_path / "a.zarr" / "x" / "0").write_bytes(pickle.dumps(trap))
     store.write_manifest(tmp_path / "a.zarr")
-    with pytest.raises(ArtifactError, match=r"a\.zarr is no Zarr group of version 3"):
+    with pytest.raises(ArtifactError, match=r"a\.zarr cannot be read"):
         store.read_group(tmp_path / "a.zarr")
     assert not (tmp_path / "sprung").exists()
 
@@ -243,7 +243,7 @@ def test_what_is_no_group_at_all_is_named(tmp_path: Path) -> None:
     write(tmp_path / "a.zarr")
     (tmp_path / "a.zarr" / "zarr.json").write_text("no JSON")
     store.write_manifest(tmp_path / "a.zarr")
-    with pytest.raises(ArtifactError, match=r"a\.zarr is no Zarr group of version 3"):
+    with pytest.raises(ArtifactError, match=r"a\.zarr cannot be read"):
         store.read_group(tmp_path / "a.zarr")
 
 

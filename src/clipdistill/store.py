@@ -280,7 +280,9 @@ def _entries(path: Path) -> dict[str, tuple[int, str]]:
     except FileNotFoundError:
         state = "has no manifest, so it was never finished" if path.exists() else "is missing"
         raise ArtifactError(f"{path} {state}: {_CURE}") from None
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+    except OSError as error:
+        raise ArtifactError(f"{path / MANIFEST} cannot be read ({error.strerror}): {_CURE}") from None
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise ArtifactError(f"{path / MANIFEST} is damaged: {_CURE}") from None
 
 

@@ -37,13 +37,13 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from clipdistill import store
-from clipdistill.students import model_folder
+from clipdistill.students import model_folder, student_yaml
 from clipdistill.training.checkpoint import Checkpoint
 
 CACHE, WORK = Path("cache/scenes"), Path(".work")
 SNIPPETS = [CACHE / split / "snippets.zarr" for split in ("train", "val")]
 STUDENT = [
-    CACHE / "models/cdul",
+    CACHE / "students/cdul",
     CACHE / "train/refined/cdul.zarr",
     Path("metrics/curves/cdul"),
     Path("metrics/train/cdul.json"),
@@ -87,7 +87,7 @@ def train_killed(seed: str) -> dict[str, Any]:
     def check() -> None:
         for file in WORK.rglob("checkpoint.pt"):
             Checkpoint.read(file.parent)
-        if (STUDENT[0] / model_folder.CARD).exists():
+        if (STUDENT[0] / student_yaml.FILE).exists():
             model_folder.load(STUDENT[0])
         if STUDENT[1].exists():
             store.verify(STUDENT[1])
@@ -223,7 +223,7 @@ def class_renamed() -> dict[str, Any]:
 
 
 def card_classes() -> list[str]:
-    return model_folder.read_card(STUDENT[0]).classes
+    return student_yaml.read(STUDENT[0]).classes
 
 
 def damaged() -> dict[str, Any]:

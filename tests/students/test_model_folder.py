@@ -69,7 +69,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path, value: float) -
     student = make(tmp_path)
     with torch.no_grad():
         student.head.bias[1] = value
-    model_folder.save(tmp_path, student, model_folder.read_card(tmp_path))
+    model_folder.save(tmp_path, student, student_yaml.read(tmp_path))
     with pytest.raises(ArtifactError, match=r"student\.safetensors holds NaN or infinity \(head\.bias\)"):
         model_folder.load(tmp_path)
 
