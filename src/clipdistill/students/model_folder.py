@@ -16,6 +16,9 @@ from clipdistill.students import classifier, student_yaml
 from clipdistill.students.classifier import Student
 from clipdistill.students.student_yaml import CURE, FILE, WEIGHTS, Card
 
+_NETWORK = "network"
+"""Key in the metadata of the weights: what network, classes and preprocessing they are for (`Card.network`)."""
+
 
 def save(folder: Path, student: Student, card: Card) -> None:
     """Write a student: equal weights and card give equal bytes.
@@ -31,7 +34,7 @@ def save(folder: Path, student: Student, card: Card) -> None:
         ArtifactError: the disk refuses.
     """
     state = {key: tensor.detach().cpu().contiguous() for key, tensor in student.state_dict().items()}
-    write_atomically(folder / WEIGHTS, safetensors.torch.save(state))
+    write_atomically(folder / WEIGHTS, safetensors.torch.save(state, {_NETWORK: card.network}))
     student_yaml.write(folder, card.model_copy(update={"sha256": file_sha256(folder / WEIGHTS)}))
 
 
@@ -45,7 +48,7 @@ def load(folder: Path) -> tuple[Student, Card]:
         ArtifactError: a file is missing, altered or of another version, or the two do not belong together.
     """
     card = student_yaml.read(folder)
-    state = _read_weights(folder, card.sha256)
+    state = _read_weights(folder, card)
     params = StudentParams(
         backbone=card.backbone, image_size=card.preprocessing.image_size, output_stride=card.output_stride
     )
@@ -65,14 +68,20 @@ def load(folder: Path) -> tuple[Student, Card]:
     return student.eval(), card
 
 
-def _read_weights(folder: Path, sha256: str) -> dict[str, Tensor]:
+def _read_weights(folder: Path, card: Card) -> dict[str, Tensor]:
     path = folder / WEIGHTS
     try:
         found = file_sha256(path)
-        if found != sha256:
+        if found != card.sha256:
             raise ArtifactError(
-                f"{path} has SHA-256 {found}, but {folder / FILE} was written for {sha256 or 'none'}: {CURE}"
+                f"{path} has SHA-256 {found}, but {folder / FILE} was written for {card.sha256 or 'none'}: {CURE}"
             )
+        with safetensors.safe_open(path, framework="pt") as file:
+            if (file.metadata() or {}).get(_NETWORK) != card.network:
+                raise ArtifactError(
+                    f"{folder / FILE} was altered: its network, classes or preprocessing are not those that "
+                    f"{path.name} was written for: {CURE}"
+                )
         return safetensors.torch.load_file(path)
     except FileNotFoundError:
         raise ArtifactError(f"{path} is missing: {CURE}") from None

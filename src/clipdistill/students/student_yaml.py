@@ -11,14 +11,14 @@ from pydantic import Field, ValidationError, model_validator
 from clipdistill import yaml_text
 from clipdistill.errors import ArtifactError
 from clipdistill.params import Fraction, Section, Sha256, StudentParams, StudentSide
-from clipdistill.store import write_atomically
+from clipdistill.store import fingerprint, write_atomically
 
 if TYPE_CHECKING:
     from clipdistill.students.classifier import Student
 
 FORMAT_VERSION = 1
 FILE, WEIGHTS = "student.yaml", "student.safetensors"
-CURE = "pull the folder again with `dvc pull`, or run `dvc repro`"
+CURE = "copy the folder again; in a checkout of the pipeline `dvc pull` or `dvc repro` brings it"
 
 Head = Literal["sigmoid", "softmax"]
 _T = TypeVar("_T")
@@ -75,7 +75,15 @@ class Card(Section):
     def _one_threshold_a_class(self) -> Self:
         if len(self.thresholds) != len(self.classes):
             raise ValueError(f"{len(self.thresholds)} thresholds for {len(self.classes)} classes")
+        if len(set(self.classes)) < len(self.classes):
+            raise ValueError("a class stands there twice")
         return self
+
+    @property
+    def network(self) -> str:
+        """Digest of what scores depend on beside the weights, which carry it: thresholds may be edited, this not."""
+        parts = {"backbone", "output_stride", "head", "boost", "preprocessing", "classes"}
+        return fingerprint(self.model_dump(include=parts))
 
     @classmethod
     def of(
