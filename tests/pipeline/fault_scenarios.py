@@ -231,7 +231,9 @@ def rename_in_labels(old: str, new: str) -> None:
     group = store.read_group(path)
     arrays = {name: group.read(name) for name in group.names}
     provenance = dict(group.provenance)
-    provenance["classes"] = [new if name == old else name for name in provenance["classes"]]
+    text = dict(provenance["text"])
+    text["classes"] = [new if name == old else name for name in text["classes"]]
+    provenance["text"] = text
     provenance.pop("format_version")
     remove(path)
     store.write_group(path, arrays, provenance)
