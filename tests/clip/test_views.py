@@ -5,8 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from clipdistill import store
 from clipdistill.clip import views
 from clipdistill.datasets.table import ImageTable
+from clipdistill.errors import ArtifactError
 from clipdistill.params import SnippetViewParams
 
 SIZES = st.lists(st.tuples(st.integers(1, 90), st.integers(1, 90)), min_size=1, max_size=5)
@@ -78,6 +80,37 @@ def test_tile_counts_follow_each_image() -> None:
 def test_images_of_a_range_of_views(rows: tuple[int, int], images: tuple[int, int]) -> None:
     table = views.ViewTable(np.zeros((6, 4), np.float32), np.array([0, 1, 4, 6]))
     assert table.images_of(*rows) == images
+
+
+@pytest.mark.parametrize(
+    ("box", "offset", "message"),
+    [
+        ([[0, 0, 9, 9], [3, 3, 3, 9]], [0, 1, 2], r"box 1, \[3\.0, 3\.0, 3\.0, 9\.0\], shows nothing"),
+        ([[20, 0, 30, 9], [0, 0, 9, 9]], [0, 1, 2], "box 0, .* shows nothing of its image"),
+        ([[0, -9, 9, 0], [0, 0, 9, 9]], [0, 1, 2], "box 0, .* shows nothing of its image"),
+        ([[0, 0, 9, 9], [20, 0, 30, 9]], [0, 2, 2], "box 1, .* shows nothing of its image"),
+        ([[0, 0, 9, 9]], [0, 1, 2], "has 1 views, but its images 2"),
+        ([[0, 0, 9, 9]], [0, 2, 1], "no view table of 2 images"),
+        ([[0, 0, 9, 9]], [1, 1, 1], "no view table of 2 images"),
+        ([[0, 0, 9, 9]], [0, 1], "no view table of 2 images"),
+        ([[0, 0, 9]], [0, 1, 1], "no view table of 2 images"),
+    ],
+)
+def test_stored_boxes_that_show_nothing_are_refused(
+    tmp_path: Path, box: list[list[float]], offset: list[int], message: str
+) -> None:
+    table = table_of([(10, 10), (40, 10)])
+    arrays = {"box": np.array(box, np.float32), "offset": np.array(offset)}
+    store.write_group(tmp_path / "a.zarr", arrays, {"table": table.fingerprint})
+    with pytest.raises(ArtifactError, match=message):
+        views.stored(tmp_path / "a.zarr", table)
+
+
+def test_stored_boxes_may_reach_beyond_their_image(tmp_path: Path) -> None:
+    table = table_of([(10, 10), (40, 10)])
+    arrays = {"box": np.array([[-5, -5, 1e6, 1e6], [20, 0, 30, 9]], np.float32), "offset": np.array([0, 1, 2])}
+    store.write_group(tmp_path / "a.zarr", arrays, {"table": table.fingerprint})
+    assert len(views.stored(tmp_path / "a.zarr", table)) == 2
 
 
 def test_whole_is_the_image() -> None:

@@ -73,12 +73,23 @@ def stored(path: Path, table: ImageTable) -> ViewTable:
     """Read a view table that a stage has written: arrays `box` [V, 4] and `offset` [N + 1].
 
     Raises:
-        ArtifactError: it is missing or altered, of another table, or no view table of N images.
+        ArtifactError: it is missing or altered, of another table, or no view table of N images; or a box is empty or
+            shows nothing of its image.
     """
     group = store.read_group(path, {"table": table.fingerprint})
-    views = ViewTable(group.read("box"), group.read("offset"))
-    if views.box.shape != (len(views), 4) or len(views.offset) != len(table) + 1 or views.offset[-1] != len(views):
-        raise ArtifactError(f"{path} is no view table of {len(table)} images: run `dvc repro` to make it anew")
+    views, cure = ViewTable(group.read("box"), group.read("offset")), "run `dvc repro` to make it anew"
+    counts = np.diff(views.offset, prepend=0)
+    if views.box.shape != (len(views), 4) or len(counts) != len(table) + 1 or counts.min() < 0 or counts[0]:
+        raise ArtifactError(f"{path} is no view table of {len(table)} images: {cure}")
+    if views.offset[-1] != len(views):
+        raise ArtifactError(f"{path} has {len(views)} views, but its images {views.offset[-1]}: {cure}")
+    x0, y0, x1, y1 = views.box.T
+    width, height = (np.repeat(side, counts[1:]) for side in (table.widths, table.heights))
+    # Written so that NaN counts as outside.
+    seen = (x0 < np.minimum(x1, width)) & (y0 < np.minimum(y1, height)) & (x1 > 0) & (y1 > 0)
+    if not seen.all():
+        row = int(np.argmin(seen))
+        raise ArtifactError(f"{path}: box {row}, {views.box[row].tolist()}, shows nothing of its image: {cure}")
     return views
 
 
