@@ -1,6 +1,7 @@
 """Stage embed@KIND: views to embeddings; KIND is global, snippets or cam. Runs under torchrun as well.
 
-Views that a student points at (cam) are those of VIEWS, and their embeddings go to OUT.
+Views that a student points at (cam) are those of VIEWS, and their embeddings go to OUT; where neither is named, they
+are those before CCD's first update.
 """
 
 import sys
@@ -12,9 +13,15 @@ from clipdistill.clip import run
 
 def main() -> None:
     """Read params, the image tables and, for cam, VIEWS; write <kind>.zarr of every split, or OUT."""
-    kind, *places = stage.arguments(*(("cam", "VIEWS", "OUT") if "cam" in sys.argv[1:2] else ("KIND",)))
+    named = sys.argv[1:2] == ["cam"] and len(sys.argv) > 2
+    kind, *places = stage.arguments(*(("cam", "VIEWS", "OUT") if named else ("KIND",)))
     settings = params.load()
-    wanted = [run.cam_request(settings, *map(Path, places))] if kind == "cam" else run.requests(kind, settings)
+    if kind == "cam":
+        paths = stage.Paths(settings.dataset.name)
+        views, out = map(Path, places) if places else (paths.cam_views, paths.embeddings("train", "cam"))
+        wanted = [run.cam_request(settings, views, out)]
+    else:
+        wanted = run.requests(kind, settings)
     run.embed_views(kind, wanted, settings, [str(Path(__file__)), kind, *places])
 
 

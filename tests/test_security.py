@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -74,12 +73,3 @@ def test_nothing_that_is_read_is_run() -> None:
     # yaml_text.read takes its loader as an argument, of a type that mypy checks.
     assert issubclass(params._Loader, yaml.SafeLoader)
     assert issubclass(yaml_text.PlainLoader, yaml.SafeLoader)
-
-
-def test_commands_of_the_pipeline_hold_no_value_but_the_checked_name() -> None:
-    """DVC hands them to a shell; `dataset.name` is letters, digits, and . _ - alone (tests/test_params.py)."""
-    values = set()
-    for file in [ROOT / "dvc.yaml", *(ROOT / "stages").glob("*/dvc.yaml")]:
-        values |= set(re.findall(r"^\s*cmd:.*", file.read_text(encoding="utf-8"), flags=re.MULTILINE))
-    held = {value for command in values for value in re.findall(r"\$\{([^}]*)\}", command)}
-    assert held == {"item", "key", "dataset.name"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,6 +40,12 @@ def test_a_stage_depends_on_the_modules_it_imports(name: str) -> None:
     stage = STAGES[name]
     declared = {dep for dep in stage["deps"] if str(dep).endswith(".py")}
     assert declared == modules_of(script_of(stage)), "set these as the stage's deps in dvc.yaml"
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_no_parameter_is_part_of_a_command(name: str) -> None:
+    """DVC hands commands to a shell, and puts values into them as they are: `$(...)` in params.yaml would run."""
+    assert set(re.findall(r"\$\{.*?\}", str(STAGES[name]["cmd"]))) <= {"${item}", "${key}"}
 
 
 def _keys(model: type, prefix: str = "") -> set[str]:
