@@ -13,7 +13,9 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -67,16 +69,35 @@ def parse_dimension(text: str) -> tuple[str, Suggestion]:
     return key, lambda trial: trial.suggest_float(key, low, high, log=log)
 
 
+def wait_for(command: Sequence[str]) -> int:
+    """Run a command to its end, or to ours: where this process is to stop, it is interrupted and waited for first.
+
+    Returns:
+        Its exit code.
+    """
+    # In a group of its own: interrupted alone, DVC waits for its stage.
+    with subprocess.Popen(command, start_new_session=True) as process:
+        try:
+            return process.wait()
+        except (KeyboardInterrupt, SystemExit):
+            os.killpg(process.pid, signal.SIGINT)
+            process.wait()
+            raise
+
+
 def run_experiment(name: str, values: dict[str, Any], targets: Sequence[str]) -> None:
     """Run `dvc exp run` in the workspace; its output goes to the terminal.
 
     Raises:
         ClipdistillError: it failed, and said why itself.
     """
+    if git("for-each-ref", f"refs/exps/*/*/{name}"):
+        # Of a study whose database is gone. (`--force` would replace it, and run every stage again.)
+        wait_for(["dvc", "exp", "remove", "--quiet", name])
     overrides = [word for key, value in values.items() for word in ("-S", f"{key}={value}")]
-    command = ["dvc", "exp", "run", "--force", "--name", name, *overrides, *targets]
+    command = ["dvc", "exp", "run", "--name", name, *overrides, *targets]
     print("$", " ".join(command), flush=True)
-    if subprocess.run(command, check=False).returncode:
+    if wait_for(command):
         raise ClipdistillError(f"`{' '.join(command)}` failed: mend what it says above; the same search then goes on")
 
 
@@ -120,7 +141,8 @@ def workspace_kept() -> Iterator[None]:
     """
     changed = set(git("diff", "--name-only", "HEAD"))
     if PARAMS in changed:
-        raise ParamsError(f"{PARAMS} differs from the commit: commit it, or `git restore {PARAMS}`; then search")
+        cure = f"commit it, or `git restore --staged --worktree {PARAMS}`; then search"
+        raise ParamsError(f"{PARAMS} differs from the commit: {cure}")
     try:
         yield
     finally:
@@ -139,7 +161,7 @@ def keep_to(study: optuna.Study, subject: dict[str, Any]) -> None:
     Raises:
         ParamsError: the trials that the study holds are of something else.
     """
-    if not study.trials:
+    if not finished(study):
         study.set_user_attr("subject", subject)
     kept = study.user_attrs.get("subject", {})
     if differing := [name for name, value in subject.items() if kept.get(name) != value]:
@@ -157,27 +179,30 @@ def search(options: argparse.Namespace) -> optuna.Study:
     dimensions = dict(parse_dimension(text) for text in options.dimensions)
     if len(dimensions) < len(options.dimensions):
         raise ParamsError("one parameter has two domains; give each once")
-    study = optuna.create_study(
-        study_name=options.study,
-        storage=f"sqlite:///{STUDIES}",
-        load_if_exists=True,
-        direction="maximize",
-        sampler=optuna.samplers.TPESampler(seed=options.seed),
-    )
-
-    keep_to(
-        study, {"metric": options.metric, "targets": sorted(options.targets), "dimensions": sorted(options.dimensions)}
-    )
 
     def objective(trial: optuna.Trial) -> float:
         values = {key: suggest(trial) for key, suggest in dimensions.items()}
         run_experiment(f"{options.study}-{trial.number}", values, options.targets)
         return read_metric(options.metric)
 
-    done = sum(trial.state == optuna.trial.TrialState.COMPLETE for trial in study.trials)
+    # First of all, since it refuses: what is refused leaves no study.
     with workspace_kept():
-        study.optimize(objective, n_trials=max(0, options.trials - done))
+        study = optuna.create_study(
+            study_name=options.study,
+            storage=f"sqlite:///{STUDIES}",
+            load_if_exists=True,
+            direction="maximize",
+            sampler=optuna.samplers.TPESampler(seed=options.seed),
+        )
+        lists = {name: sorted(getattr(options, name)) for name in ("targets", "dimensions")}
+        keep_to(study, {"metric": options.metric, **lists})
+        study.optimize(objective, n_trials=max(0, options.trials - finished(study)))
     return study
+
+
+def finished(study: optuna.Study) -> int:
+    """Number of trials that have a value."""
+    return sum(trial.state == optuna.trial.TrialState.COMPLETE for trial in study.trials)
 
 
 def _count(text: str) -> int:
@@ -196,8 +221,14 @@ def main() -> None:
     parser.add_argument("--study", default="search", help="its name, and that of its experiments before the number")
     parser.add_argument("--seed", type=int, default=0, help="seed of Optuna's sampler (0)")
     parser.add_argument("--target", dest="targets", action="append", default=[], help="stage to run up to; repeatable")
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        # As `timeout` and a cluster's scheduler end it: the workspace is put back all the same.
+        signal.signal(number, lambda signum, _: sys.exit(128 + signum))
     try:
         study = search(parser.parse_args())
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted; the same command goes on with the study\n")
+        sys.exit(130)
     except ClipdistillError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(error.exit_code)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,13 +35,15 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def run(checkout: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    path = f"{checkout / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    path = os.pathsep.join([str(checkout / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]])
     command = [str(checkout / "experiments" / "run"), *arguments]
     return subprocess.run(command, env=os.environ | {"PATH": path}, capture_output=True, text=True, check=False)
 
 
 def resolve(checkout: Path, *arguments: str) -> tuple[list[str], params.Params]:
     """Words for DVC besides the overrides, and the parameters that these make."""
+    for name in ("coco", "nuswide"):
+        (checkout / "data" / "raw" / name).mkdir(parents=True, exist_ok=True)
     result = run(checkout, *arguments)
     assert result.returncode == 0, result.stderr
     words = (checkout / "given").read_text().removesuffix("\0").split("\0")
@@ -104,5 +107,29 @@ def test_a_setting_is_not_mixed_with_what_another_left(checkout: Path) -> None:
     (checkout / "given").unlink()
     result = run(checkout, "cdul", "voc12")
     assert result.returncode == 2
-    assert "git restore params.yaml" in result.stderr
+    assert "git restore --staged --worktree params.yaml" in result.stderr
     assert not (checkout / "given").exists()
+
+
+def test_a_setting_that_did_not_end_well_goes_on_by_the_same_command(checkout: Path) -> None:
+    """As DVC leaves params.yaml where a stage fails, and where it is killed."""
+    words = ("cdul", "voc12", "-S", "train.recipe.epochs=3", "--set-param=evaluate.top_k=5")
+    resolve(checkout, *words)
+    apply_overrides(checkout / "params.yaml", ["evaluate.top_k=5"])
+    (checkout / "given").unlink()
+    assert run(checkout, *words).returncode == 0
+    assert (checkout / "given").exists()
+    assert run(checkout, "cdul", "voc12").returncode == 2
+
+
+def test_a_data_set_that_is_not_there_is_asked_for_before_anything_is_made(checkout: Path) -> None:
+    result = run(checkout, "cdul", "coco14")
+    assert result.returncode == 2
+    assert "data/raw/coco/ is missing" in result.stderr
+    assert not (checkout / "data").exists()
+    assert not (checkout / "given").exists()
+
+
+def test_the_exit_code_is_that_of_dvc(checkout: Path) -> None:
+    (checkout / "bin" / "dvc").write_text("#!/bin/sh\nexit 255\n")
+    assert run(checkout, "cdul", "voc12").returncode == 255
