@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from clipdistill import store
-from clipdistill.evaluation import gallery, report_page
+from clipdistill.evaluation import gallery, precision_recall, report_page
 from clipdistill.evaluation.gallery import Gallery, Group, Picture, Said
 from clipdistill.evaluation.report_figures import ORDER
 from clipdistill.evaluation.run_record import StageTime
@@ -77,6 +77,12 @@ def _write_classes(path: Path, names: list[str], middle: float) -> None:
         writer.writerow(["class", "AP"])
         for number, name in enumerate(names):
             writer.writerow([name, f"{middle + (number * middle) % 15 - 7:.2f}"])
+
+
+def write_precision(folder: Path, key: str) -> None:
+    """Curve of precision over recall of a method, as stage `evaluate` writes it."""
+    curve = np.array([[10.0, 100.0, 0.9], [60.5, 80.0, 0.5], [100.0, 40.0, 0.1]])
+    precision_recall.write(folder / "precision_recall" / f"{key}.csv", curve)
 
 
 def _write_curves(folder: Path, labelled: bool) -> None:

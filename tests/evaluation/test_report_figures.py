@@ -43,7 +43,7 @@ def test_methods_that_are_absent_leave_no_trace(tmp_path: Path) -> None:
 
 
 def test_an_empty_folder_gives_empty_figures(tmp_path: Path) -> None:
-    assert report_figures.read(tmp_path) == report_figures.Figures({}, [], [], [], {})
+    assert report_figures.read(tmp_path) == report_figures.Figures({}, [], [], [], [], {})
 
 
 def test_without_ground_truth_only_losses_are_left(tmp_path: Path) -> None:
@@ -69,12 +69,14 @@ def test_a_stopping_rule_is_told_with_what_it_missed(tmp_path: Path) -> None:
     [
         ("average_precision/cdul.csv", "class,AP\ncat,high\n"),
         ("average_precision/cdul.csv", "name,AP\ncat,1\n"),
+        ("precision_recall/cdul.csv", "recall,threshold\n1,2\n"),
         ("curves/cdul/plots/metrics/loss.tsv", "step\tloss\n1\n"),
         ("cdul.json", "{"),
     ],
 )
 def test_a_damaged_file_is_named(tmp_path: Path, file: str, text: str) -> None:
     write_metrics(tmp_path, ["cat"])
+    (tmp_path / file).parent.mkdir(exist_ok=True)
     (tmp_path / file).write_text(text)
     with pytest.raises(ArtifactError, match=Path(file).name):
         report_figures.read(tmp_path)

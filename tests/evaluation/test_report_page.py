@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from made_run import HOSTILE, QUOTED, RUN, WIDE_RUN, make_gallery, write_metrics
+from made_run import HOSTILE, QUOTED, RUN, WIDE_RUN, make_gallery, write_metrics, write_precision
 
 from browser import needs_chromium, opened
 from clipdistill.evaluation import report_figures, report_page
@@ -94,12 +94,16 @@ def test_the_page_says_what_the_metrics_say(tmp_path: Path) -> None:
         assert part in text
     # Four students, but for the labels of the one that learns from the ground truth.
     assert text.count("<polyline") == 11
+    write_precision(tmp_path / "metrics", "cdul")
+    text = report_page.render(report_figures.read(tmp_path / "metrics"), None, RUN)
+    assert text.count("<polyline") == 12
+    assert "Precision over recall" in text
     rows = [row for row in re.findall(r"<tr>.*?</tr>", text, re.DOTALL) if "81.00" in row]
     found = [re.findall(r"<td>([\d.-]+)</td>", row)[-4:] for row in rows]
     assert found[0] == ["-", "-", "71.00", "81.00"]
     assert found[3] == ["14.00", "21.00", "74.00", "81.00"]
-    kinds = re.findall(r'<th scope="colgroup" colspan="2">(\w+)</th>', text)
-    assert kinds == ["top3", "own", "oracle"]
+    kinds = re.findall(r'<th scope="colgroup" colspan="2">([\w ]+)</th>', text)
+    assert kinds == ["top 3", "own thresholds", "best thresholds"]
 
 
 def test_the_page_says_whose_thresholds_the_tags_are_of(tmp_path: Path) -> None:
@@ -119,7 +123,7 @@ def test_the_page_says_whose_thresholds_the_tags_are_of(tmp_path: Path) -> None:
 def test_an_experiment_is_named_and_its_commit_explained(tmp_path: Path) -> None:
     for name in (None, "proud-lion"):
         text = page(tmp_path / str(name), ["cat"], None, replace(RUN, experiment=name))
-        assert ('<th scope="row">experiment</th><td>proud-lion</td>' in text) == (name is not None)
+        assert ("<dt>experiment</dt><dd>proud-lion</dd>" in text) == (name is not None)
         assert ("the one that the experiment begins at" in text) == (name is not None)
         assert "checked out when the report was made" in text
 
@@ -190,5 +194,8 @@ def test_a_thousand_hostile_classes_in_a_browser(tmp_path: Path) -> None:
         browser.all("[name=wanted]")[0].send_keys("> 77 w")
         (row,) = browser.all("#class-list .row")
         assert names[77] in row.text
+        browser.all("[name=wanted]")[0].send_keys("!")
+        assert browser.all("#counts")[0].text == 'No class has "> 77 w!" in its name.'
+        assert browser.all("#class-list .row") == []
         assert browser.requests() == set()
         assert browser.complaints() == []

@@ -99,6 +99,7 @@ class Figures:
         methods: those that were evaluated, in the page's order.
         labels: tracks with at least one step.
         curves: charts with at least one point.
+        precision: precision over recall of the evaluated methods, percent, all classes in one ranking.
         classes: average precision by class name and method, percent; classes without positives are not in it.
     """
 
@@ -106,6 +107,7 @@ class Figures:
     methods: list[Method]
     labels: list[LabelTrack]
     curves: list[Chart]
+    precision: list[Series]
     classes: dict[str, dict[str, float]]
 
     @property
@@ -136,6 +138,7 @@ def read(folder: Path) -> Figures:
         methods=methods,
         labels=[track for track in (_cdul_labels(folder), _ccd_labels(folder)) if track.steps],
         curves=[chart for name, title in CURVES.items() if (chart := _chart(folder, name, title)).series],
+        precision=_precision(folder, [method.key for method in methods]),
         classes=_classes(folder, [method.key for method in methods]),
     )
 
@@ -162,16 +165,22 @@ def _chart(folder: Path, name: str, title: str) -> Chart:
         if name == "label_map" and key == "supervised":
             # Its labels are the ground truth: 100 throughout, a line that flattens all others.
             continue
-        points = tuple(_points(folder / "curves" / key / "plots" / "metrics" / f"{name}.tsv", name))
+        points = tuple(_points(folder / "curves" / key / "plots" / "metrics" / f"{name}.tsv", "\t", "step", name))
         if points:
             series.append(Series(key, METHODS[key], points))
     return Chart(title, series)
 
 
-def _points(path: Path, name: str) -> Iterator[tuple[float, float]]:
-    for row in _rows(path, "\t"):
+def _precision(folder: Path, methods: list[str]) -> list[Series]:
+    files = {key: folder / "precision_recall" / f"{key}.csv" for key in methods}
+    curves = {key: tuple(_points(file, ",", "recall", "precision")) for key, file in files.items()}
+    return [Series(key, METHODS[key], points) for key, points in curves.items() if points]
+
+
+def _points(path: Path, delimiter: str, across: str, up: str) -> Iterator[tuple[float, float]]:
+    for row in _rows(path, delimiter):
         with _naming(path):
-            point = (float(row["step"]), float(row[name]))
+            point = (float(row[across]), float(row[up]))
         if all(map(math.isfinite, point)):
             yield point
 
