@@ -9,6 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from clipdistill import __version__, cli, store
+from clipdistill.params import StudentParams
+from clipdistill.students import classifier, model_folder, student_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -119,3 +121,16 @@ def test_summary_without_metrics_says_what_to_run(tmp_path: Path) -> None:
     result = clipdistill("summary", str(tmp_path))
     assert result.returncode == 4
     assert "dvc repro" in result.stderr
+
+
+def test_show_describes_a_student_and_names_what_is_neither(tmp_path: Path) -> None:
+    params = StudentParams(output_stride=32, backbone="shufflenet_v2_x0_5", image_size=64)
+    student = classifier.build(params, 2, 0)
+    model_folder.save(tmp_path, student, student_yaml.Card.of(student, params, "sigmoid", ["dog", "cat"], {}))
+    shown = json.loads(clipdistill("show", str(tmp_path)).stdout)
+    assert (shown["backbone"], shown["classes"]) == ("shufflenet_v2_x0_5", ["dog", "cat"])
+    (tmp_path / "other").mkdir()
+    refused = clipdistill("show", str(tmp_path / "other"))
+    assert refused.returncode == 4
+    assert "is no Zarr artifact, and no folder of a student" in refused.stderr
+    assert "remove" not in refused.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -14,12 +15,16 @@ from pydantic import BaseModel
 
 from clipdistill import __version__, params
 from clipdistill.application import commands
-from clipdistill.errors import ClipdistillError, printable
+from clipdistill.errors import ArtifactError, ClipdistillError, printable
+
+# What a disk says to whom writes to an open file.
+_OF_OUTPUT = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG)
 
 app = typer.Typer(
     help="Distil CLIP into a small multi-label classifier: images and class names in, no labels needed.\n\n"
     "The pipeline itself is run by DVC: `dvc repro`, `dvc exp run -S KEY=VALUE`, `dvc metrics show`. Its students are "
-    "put to use by `predict`, `heatmap`, `calibrate` and `export`; `COMMAND --help` has examples.",
+    "put to use by `predict`, `heatmap`, `calibrate` and `export`; `teacher` asks CLIP itself. `COMMAND --help` has "
+    "examples.",
     epilog=commands.EXIT_CODES,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -36,9 +41,12 @@ def main() -> None:
         sys.exit(error.exit_code)
     except OSError as error:
         # A name that is too long, a folder that may not be read: named by the system, and no fault of the program.
-        if error.filename is None:
+        if error.filename is None and error.errno not in _OF_OUTPUT:
             raise
-        sys.stderr.write(f"error: {printable(os.fsdecode(error.filename))}: {error.strerror}\n")
+        where = "the standard output" if error.filename is None else printable(os.fsdecode(error.filename))
+        sys.stderr.write(f"error: {where}: {error.strerror}\n")
+        # What is left in the buffer could not be written either, and Python would say so once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(ClipdistillError.exit_code)
 
 
@@ -107,20 +115,27 @@ def list_models(
     found = [name for name in open_clip.list_models() if pattern.lower() in name.lower()]
     if not found:
         raise ClipdistillError(f"open_clip knows no model with {pattern!r} in its name")
-    for name in found:
+    # Those that can be had first.
+    for name in sorted(found, key=lambda name: name not in tags):
         typer.echo(f"{name:<32} {', '.join(tags.get(name, ['(no published weights)']))}")
 
 
 @app.command("show")
 def show_artifact(
-    path: Annotated[Path, typer.Argument(help="Folder of a Zarr artifact below data/ or cache/.", metavar="FOLDER")],
+    path: Annotated[Path, typer.Argument(help="Folder of a Zarr artifact, or of a student.", metavar="FOLDER")],
 ) -> None:
-    """Check every byte of an artifact and print its arrays and what it was made from.
+    """Check every byte of an artifact and print its arrays and what it was made from; of a student, what it is.
 
     Example: clipdistill show cache/scenes/train/global.zarr
     """
     from clipdistill import store  # noqa: PLC0415
+    from clipdistill.students import student_yaml  # noqa: PLC0415
 
+    if (path / student_yaml.FILE).is_file():
+        typer.echo(json.dumps(student_yaml.read(path).model_dump(), indent=2, ensure_ascii=False))
+        return
+    if not (path / store.MANIFEST).exists() and not (path / "zarr.json").exists():
+        raise ArtifactError(f"{path} is no Zarr artifact, and no folder of a student: `clipdistill show --help`")
     group = store.read_group(path)
     report: dict[str, Any] = {"arrays": group.layout(), "provenance": group.provenance}
     typer.echo(json.dumps(report, indent=2, ensure_ascii=False))

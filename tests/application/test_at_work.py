@@ -88,8 +88,10 @@ def test_files_are_written_where_they_can_be_and_as_what_they_are_named(
     image = toy[0].root / toy[0].paths[2]
     for arguments, message in (
         (("heatmap", model, image, "--out", "maps/a.png"), "--out: there is no folder maps"),
-        (("heatmap", model, image, "--out", "a.jpg"), "a.jpg is not named as one"),
+        (("heatmap", model, image, "--out", "a.jpg"), "a.jpg does not end in .png"),
         (("export", model, "--onnx", "graphs/a.onnx"), "--onnx: there is no folder graphs"),
+        (("export", model, "--onnx", "a.txt"), "a.txt does not end in .onnx"),
+        (("calibrate", model, "val", "--out", "models/new"), "--out: there is no folder models"),
     ):
         result = run(*arguments)
         assert result.code == 2

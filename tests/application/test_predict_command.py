@@ -2,6 +2,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -159,7 +160,7 @@ def test_only_what_was_read_counts_as_an_image(
 ) -> None:
     (tmp_path / "text.jpg").write_text("no image")
     run("predict", model, "text.jpg", toy[0].root / toy[0].paths[0])
-    assert caplog.messages[-1].startswith("1 images in")
+    assert caplog.messages[-1].startswith("1 image in")
     caplog.clear()
     run("predict", model, "missing.png")
     assert caplog.messages == []
@@ -178,6 +179,61 @@ def test_results_in_a_file_are_what_stdout_would_have(run: Run, model: Path, toy
         assert (tmp_path / name).read_text() == run("predict", model, image, "--format", form).out
     assert run("predict", model, image, "-o", "a.csv", "--format", "json", "-q").code == 0
     assert json.loads((tmp_path / "a.csv").read_text())[0]["path"] == str(image)
+
+
+def test_a_link_stays_one_and_a_pipe_is_refused(run: Run, model: Path, toy: Toy, tmp_path: Path) -> None:
+    image = toy[0].root / toy[0].paths[0]
+    (tmp_path / "real.csv").write_text("old")
+    (tmp_path / "link.csv").symlink_to("real.csv")
+    assert run("predict", model, image, "--output", "link.csv", "-q").code == 0
+    assert (tmp_path / "link.csv").is_symlink()
+    assert (tmp_path / "real.csv").read_text().startswith("path,class,score")
+    os.mkfifo(tmp_path / "pipe.csv")
+    refused = run("predict", model, image, "--output", "pipe.csv")
+    assert (refused.code, "pipe.csv is a pipe or a device" in refused.err) == (2, True)
+    assert (tmp_path / "pipe.csv").is_fifo()
+
+
+def test_an_ending_that_no_format_has_is_refused_unless_the_format_is_named(
+    run: Run, model: Path, toy: Toy, tmp_path: Path
+) -> None:
+    image = toy[0].root / toy[0].paths[0]
+    refused = run("predict", model, image, "--output", "a.xlsx")
+    assert (refused.code, "a.xlsx does not end as a format is called" in refused.err) == (2, True)
+    assert run("predict", model, image, "--output", "a.xlsx", "--format", "csv").code == 0
+
+
+def test_hidden_files_and_linked_folders_are_passed_over_and_no_file_is_scored_twice(
+    run: Run, model: Path, toy: Toy, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "holiday"
+    for name in ("a.png", ".b.png", ".thumbs/c.png"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(toy[0].root / toy[0].paths[0], folder / name)
+    (folder / "album").symlink_to(toy[0].root)
+    result = run("predict", model, "holiday", folder / "a.png", "holiday/../holiday/a.png", "--format", "jsonl")
+    assert [json.loads(line)["path"] for line in result.out.splitlines()] == ["holiday/a.png"]
+    assert "holiday: passed over what has no image file's ending: 1 linked folder" in caplog.messages
+    assert run("predict", model, "holiday/.b.png", "-q", "--format", "jsonl").out.count("\n") == 1
+
+
+def test_json_is_utf8_whatever_bytes_a_name_has(run: Run, model: Path, toy: Toy, tmp_path: Path) -> None:
+    for name in ("ünï.png", os.fsdecode(b"caf\xe9.png")):
+        shutil.copy(toy[0].root / toy[0].paths[0], tmp_path / name)
+    found = run("predict", model, tmp_path, "--output", "a.json", "-q")
+    assert found.code == 0
+    text = (tmp_path / "a.json").read_bytes().decode("utf-8")
+    assert "ünï.png" in text
+    assert [Path(item["path"]).name for item in json.loads(text)] == ["caf\\xe9.png", "ünï.png"]
+
+
+def test_a_full_disk_behind_stdout_is_told_in_one_line(model: Path, toy: Toy, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "from clipdistill.cli import main; main()", "predict", str(model)]
+    with Path("/dev/full").open("wb") as full:
+        result = subprocess.run(
+            [*command, str(toy[0].root), "-q"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert (result.returncode, result.stderr) == (1, "error: the standard output: No space left on device\n")
 
 
 def test_a_failing_run_leaves_no_file_and_the_old_one_whole(run: Run, tmp_path: Path) -> None:
@@ -240,7 +296,7 @@ def test_a_real_process_keeps_any_file_name_and_sends_each_stream_its_own(
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines()[1].startswith(name + b",")
     assert b"loaded in" in result.stderr
-    assert b"1 images in" in result.stderr
+    assert b"1 image in" in result.stderr
     assert b"\x1b" not in result.stdout + result.stderr
 
 
@@ -279,3 +335,5 @@ def test_a_wrong_folder_is_told_where_students_are(run: Run, model: Path, tmp_pa
     assert "nowhere holds no student: there is no such folder; `dvc pull` or `dvc repro` brings" in result.err
     model_folder.save(tmp_path / "cache" / "toy" / "models" / "cdul", *model_folder.load(model))
     assert "there is no such folder; here are cache/toy/models/cdul\n" in run("predict", "nowhere", "a.png").err
+    card = model / student_yaml.FILE
+    assert "it is a file; name the folder that it is in" in run("predict", card, "a.png").err

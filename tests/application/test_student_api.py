@@ -105,3 +105,19 @@ def test_the_package_has_no_other_names() -> None:
     assert {"Student", "Prediction"} <= set(clipdistill.__all__)
     with pytest.raises(AttributeError, match="no attribute 'Teacher'"):
         clipdistill.Teacher  # noqa: B018
+
+
+def test_a_stack_of_images_is_so_many(student: Student, toy: Toy) -> None:
+    stack = np.stack([np.asarray(Image.open(toy[0].root / name).convert("RGB")) for name in toy[0].paths[:3]])
+    found = student.predict(stack)
+    np.testing.assert_allclose(found.scores, student.predict(list(stack)).scores, atol=1e-6)
+    assert found.scores.shape == (3, 3)
+
+
+def test_what_makes_no_sense_is_refused_by_name(student: Student, toy: Toy) -> None:
+    with pytest.raises(ParamsError, match="a model folder is a path, but NoneType"):
+        Student.load(None)  # type: ignore[arg-type]
+    found = student.predict(toy[0].root / toy[0].paths[0])
+    for count in (0, -1):
+        with pytest.raises(ParamsError, match="top_k must be at least 1"):
+            found.ranked(count)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterable
@@ -29,7 +30,7 @@ from clipdistill.application.options import (
     Verbose,
 )
 from clipdistill.distributed import Compute
-from clipdistill.errors import ParamsError
+from clipdistill.errors import ParamsError, printable
 
 EXIT_CODES = (
     "Exit codes: 0 all done; 1 something could not be done, such as an image that cannot be read (the others are "
@@ -84,7 +85,7 @@ def predict(
         sys.stdout.reconfigure(encoding="utf-8", errors="surrogateescape")
     from clipdistill.application.predict import Listed, predict_files, result_file  # noqa: PLC0415
 
-    with nullcontext(sys.stdout) if output is None else result_file(_in_a_folder("--output", output)) as out:
+    with nullcontext(sys.stdout) if output is None else result_file(_output("--output", output)) as out:
         problems = predict_files(model, paths, out, chosen, Listed(top_k, threshold), compute)
     if problems:
         typer.echo(f"{len(problems)} could not be read:", err=True)
@@ -114,6 +115,8 @@ def heatmap(
         ),
     ] = None,
     device: Device = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Draw where the student sees a class.
 
@@ -123,10 +126,8 @@ def heatmap(
 
       clipdistill heatmap cache/scenes/models/cdul photo.jpg --class boat --out boat.png
     """
-    compute = _compute(device, None, quiet=True, verbose=False)
-    file, png = _in_a_folder("--out", out or Path(f"{image.stem}-heatmap.png")), io.BytesIO()
-    if file.suffix.lower() != ".png":
-        raise ParamsError(f"--out: a heat map is a PNG file, but {file} is not named as one; name it *.png")
+    compute = _compute(device, None, quiet, verbose)
+    file, png = _output("--out", out or Path(f"{image.stem}-heatmap.png"), "png"), io.BytesIO()
     from clipdistill import store  # noqa: PLC0415
     from clipdistill.application import heatmap as drawing  # noqa: PLC0415
     from clipdistill.application.student import Student  # noqa: PLC0415
@@ -134,7 +135,7 @@ def heatmap(
     drawn = drawing.heatmap(Student.load(model, compute.device), image, name)
     drawn.picture.save(png, format="PNG")
     store.write_atomically(file, png.getvalue())
-    typer.echo(f"{drawn.name} {drawn.score:.2f}: {file}")
+    typer.echo(f"{drawn.name} {drawn.score:.2f}: {printable(str(file))}")
 
 
 def teacher(
@@ -154,6 +155,7 @@ def teacher(
         Path | None, typer.Option(help="File of weights. [default: clip.weights]", show_default=False, metavar="FILE")
     ] = None,
     device: Device = None,
+    quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
     """Ask CLIP itself about an image.
@@ -169,7 +171,7 @@ def teacher(
 
       clipdistill teacher photo.jpg --classes "dog,cat" --model ViT-B-32 --pretrained openai
     """
-    compute = _compute(device, None, quiet=not verbose, verbose=verbose)
+    compute = _compute(device, None, quiet, verbose)
     from clipdistill.application.ask_teacher import ask_teacher, chosen_clip  # noqa: PLC0415
 
     settings = params.load() if params.PARAMS_FILE.exists() else params.Params()
@@ -211,6 +213,7 @@ def calibrate(
       clipdistill calibrate cache/scenes/models/cdul data/scenes/val --out calibrated
     """
     compute = _compute(device, batch_size, quiet, verbose)
+    _require_parent("--out", out)
     from clipdistill.application import calibrate as calibration  # noqa: PLC0415
 
     before, after = calibration.calibrate(model, split, out, compute)
@@ -224,6 +227,7 @@ def calibrate(
 def export(
     model: Model,
     onnx: Annotated[Path, typer.Option(help="ONNX file to write.", show_default=False, metavar="FILE")],
+    quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
     """Write the student as one ONNX file.
@@ -238,13 +242,14 @@ def export(
 
       clipdistill export cache/scenes/models/cdul --onnx student.onnx
     """
-    _compute("cpu", None, quiet=not verbose, verbose=verbose)
+    _compute("cpu", None, quiet, verbose)
+    file = _output("--onnx", onnx, "onnx")
     from clipdistill.application.export_onnx import export_onnx  # noqa: PLC0415
     from clipdistill.application.student import Student  # noqa: PLC0415
 
-    difference = export_onnx(Student.load(model, "cpu"), _in_a_folder("--onnx", onnx))
+    difference = export_onnx(Student.load(model, "cpu"), file)
     compared = "not compared, onnxruntime is missing" if difference is None else f"within {difference:.1g} of PyTorch"
-    typer.echo(f"{onnx}: {compared}")
+    typer.echo(f"{printable(str(file))}: {compared}")
 
 
 def _format(asked: str | None, output: Path | None) -> Format:
@@ -252,7 +257,13 @@ def _format(asked: str | None, output: Path | None) -> Format:
     if output is None:
         suited = "table" if sys.stdout.isatty() else "csv"
     else:
-        suited = next((known for known in WRITERS if output.suffix.lower() == f".{known}"), "csv")
+        ending = output.suffix.lower().removeprefix(".")
+        suited = "csv" if ending in ("", "txt") else ending
+        if asked is None and suited not in WRITERS:
+            raise ParamsError(
+                f"--output: {output} does not end as a format is called; name it *.csv, *.json or *.jsonl, or give "
+                "--format as well"
+            )
     name = asked or suited
     for known in WRITERS:
         if name == known:
@@ -260,12 +271,28 @@ def _format(asked: str | None, output: Path | None) -> Format:
     raise ParamsError(f"--format: {name!r} is none of {', '.join(WRITERS)}")
 
 
-def _in_a_folder(option: str, file: Path) -> Path:
-    """A file that an option names, if there is a folder for it: a slip of the pen makes no folders."""
-    if file.is_dir() or not file.parent.is_dir():
-        what = f"{file} is a folder" if file.is_dir() else f"there is no folder {file.parent}"
-        raise ParamsError(f"{option}: {what}; name a file in one that is there")
+def _output(option: str, named: Path, ending: str | None = None) -> Path:
+    """The file that an option means, if it can be written: where it is a link, what that leads to.
+
+    Files are written beside their place and renamed, which would put a file where a pipe or a device was.
+    """
+    file = named.resolve() if named.is_symlink() else named
+    if ending is not None and file.suffix.lower() != f".{ending}":
+        raise ParamsError(f"{option}: {file} does not end in .{ending}, as what is written there does")
+    if file.is_dir():
+        raise ParamsError(f"{option}: {file} is a folder; name a file in it")
+    if file.exists() and not file.is_file():
+        raise ParamsError(f"{option}: {file} is a pipe or a device; name a file, or send the standard output there")
+    _require_parent(option, file)
     return file
+
+
+def _require_parent(option: str, path: Path) -> None:
+    """Refuse a path whose folder is not there, since a slip of the pen makes no folders, or cannot be written to."""
+    if not path.parent.is_dir():
+        raise ParamsError(f"{option}: there is no folder {path.parent}; make it, or name one that is there")
+    if not os.access(path.parent, os.W_OK):
+        raise ParamsError(f"{option}: nothing can be written to the folder {path.parent}")
 
 
 def _compute(device: str | None, batch_size: int | None, quiet: bool, verbose: bool) -> Compute:

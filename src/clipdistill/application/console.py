@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -50,7 +51,10 @@ def progress(total: int, unit: str, free: bool) -> Iterator[Callable[[bool], Non
 
     if shown and free and sys.stderr.isatty():
         left = (TimeRemainingColumn(),)
-        columns = (BarColumn(), TextColumn("{task.completed}/{task.total} {task.description}, {task.fields[rate]}/s"))
+        # Without colour the part of the bar that is to come is blank: its ends show where it is.
+        ends = ("[", "]") if os.environ.get("NO_COLOR") else ("", "")
+        text = "{task.completed}/{task.total} {task.description}, {task.fields[rate]}/s"
+        columns = (TextColumn(ends[0]), BarColumn(), TextColumn(ends[1]), TextColumn(text))
         # The result goes to stdout, wherever that leads; rich would draw it into its own terminal.
         bar = Progress(*columns, *left, console=Console(stderr=True), transient=True, redirect_stdout=False)
         with bar:
@@ -74,4 +78,6 @@ def progress(total: int, unit: str, free: bool) -> Iterator[Callable[[bool], Non
 
         yield count
     if total:
-        logger.info("%d %s in %.1f s, %.0f/s", done - failed, unit, time.monotonic() - begin, rate())
+        good = done - failed
+        what = unit.removesuffix("s") if good == 1 else unit
+        logger.info("%d %s in %.1f s, %.0f/s", good, what, time.monotonic() - begin, rate())

@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 Result: TypeAlias = tuple[str, list[tuple[str, float]]]
 """Path of an image, and its classes with their scores, the highest first."""
@@ -29,14 +30,14 @@ def as_csv(results: Iterable[Result]) -> Iterator[str]:
 def as_json_lines(results: Iterable[Result]) -> Iterator[str]:
     """One JSON object a line and image."""
     for result in results:
-        yield json.dumps(_document(result)) + "\n"
+        yield _json(result) + "\n"
 
 
 def as_json(results: Iterable[Result]) -> Iterator[str]:
     """One JSON array of all images."""
     between = "[\n"
     for result in results:
-        yield between + json.dumps(_document(result))
+        yield between + _json(result)
         between = ",\n"
     yield "[]\n" if between == "[\n" else "\n]\n"
 
@@ -66,9 +67,12 @@ WRITERS: dict[Format, Callable[[Iterable[Result]], Iterator[str]]] = {
 }
 
 
-def _document(result: Result) -> dict[str, Any]:
+def _json(result: Result) -> str:
     path, classes = result
-    return {"path": path, "classes": [{"class": name, "score": round(score, 6)} for name, score in classes]}
+    # JSON is UTF-8: bytes of a name that are none stand as \\xNN in it.
+    path = os.fsencode(path).decode("utf-8", errors="backslashreplace")
+    found = [{"class": name, "score": round(score, 6)} for name, score in classes]
+    return json.dumps({"path": path, "classes": found}, ensure_ascii=False)
 
 
 def _row(fields: list[str]) -> str:

@@ -44,11 +44,12 @@ def named_files(names: Sequence[str]) -> tuple[list[Path], list[UnreadableImageE
             (which a shell mostly resolves itself).
 
     Returns:
-        Paths in the order of the names, those of a folder or a pattern sorted, none twice; and a problem for each name
-        that stands for no file. A name that exists is never taken for a pattern. What a folder holds besides is counted
-        in the log.
+        Paths in the order of the names, those of a folder or a pattern sorted, no file twice however it is named; and
+        a problem for each name that stands for no file. A name that exists is never taken for a pattern. Folders are
+        searched without what is hidden in them and without linked folders; what they hold besides images is counted in
+        the log.
     """
-    found: dict[Path, None] = {}
+    found: dict[str, Path] = {}
     problems = []
     for name in names:
         try:
@@ -57,8 +58,10 @@ def named_files(names: Sequence[str]) -> tuple[list[Path], list[UnreadableImageE
             files, why = [], f"cannot be looked for ({error.strerror})"
         if not files:
             problems.append(UnreadableImageError(f"{name}: {why}"))
-        found |= dict.fromkeys(files)
-    return list(found), problems
+        for file in files:
+            # Unlike Path.resolve, it takes links that lead in a circle: those are told when they are opened.
+            found.setdefault(os.path.realpath(file), file)
+    return list(found.values()), problems
 
 
 def _files_of(name: str) -> tuple[list[Path], str]:
@@ -74,12 +77,20 @@ def _files_of(name: str) -> tuple[list[Path], str]:
 
 def _images_in(folder: Path) -> list[Path]:
     """Image files of a folder, sorted; the log counts what is passed over, for a person may take it for images."""
-    # macOS leaves a file of attributes, ._a.jpg, beside a.jpg where the disk has no place for them.
-    files = [file for file in folder.rglob("*") if not file.name.startswith("._") and not file.is_dir()]
-    found = sorted(file for file in files if file.suffix.lower() in images.SUFFIXES)
-    others = Counter(file.suffix or "no ending" for file in set(files) - set(found) if not file.name.startswith("."))
-    if others:
-        counts = ", ".join(f"{count} {suffix}" for suffix, count in sorted(others.items()))
+    found: list[Path] = []
+    others: Counter[str] = Counter()
+    for path in sorted(folder.rglob("*")):
+        # Thumbnails and caches; macOS leaves ._a.jpg beside a.jpg where the disk has no place for attributes.
+        if any(part.startswith(".") for part in path.relative_to(folder).parts):
+            continue
+        if path.is_dir():
+            others["linked folder"] += path.is_symlink()
+        elif path.suffix.lower() in images.SUFFIXES:
+            found.append(path)
+        else:
+            others[path.suffix or "no ending"] += 1
+    if others := +others:
+        counts = ", ".join(f"{count} {kind}" for kind, count in sorted(others.items()))
         logger.info("%s: passed over what has no image file's ending: %s", folder, counts)
     return found
 

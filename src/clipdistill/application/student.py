@@ -67,7 +67,12 @@ class Prediction:
 
         Args:
             top_k: so many classes an image; None: those that are present.
+
+        Raises:
+            ParamsError: `top_k` is below 1.
         """
+        if top_k is not None and top_k < 1:
+            raise ParamsError(f"top_k must be at least 1, but is {top_k}")
         order = np.argsort(-self.scores, axis=1, kind="stable")[:, :top_k]
         kept = self.present if top_k is None else np.ones_like(self.present)
         return [
@@ -104,6 +109,8 @@ class Student:
             ArtifactError: the folder holds no whole student.
             ParamsError: an unknown device, or one that is not there.
         """
+        if not isinstance(folder, (str, os.PathLike)):
+            raise ParamsError(f"a model folder is a path, but {type(folder).__name__} was given")
         place = Path(folder)
         if reason := untrained.reason(place) or _lacking(place):
             raise ArtifactError(f"{place} holds no student: {reason}")
@@ -139,7 +146,7 @@ class Student:
         """Score images.
 
         Args:
-            images: one, or N of them: paths, PIL images, or arrays uint8 [H, W, 3].
+            images: one, or N of them: paths, PIL images, or arrays uint8 [H, W, 3]; or one array uint8 [N, H, W, 3].
             batch_size: images a forward pass.
             workers: threads that decode; None: one a core.
 
@@ -147,7 +154,8 @@ class Student:
             UnreadableImageError: a file is missing or no whole image, or it is something else; the text names it.
             ParamsError: `batch_size` or `workers` is below 1.
         """
-        one = isinstance(images, _ONE) or not isinstance(images, Iterable)
+        stacked = isinstance(images, np.ndarray) and images.ndim == 4
+        one = not stacked and (isinstance(images, _ONE) or not isinstance(images, Iterable))
         sources: list[ImageLike] = [images] if one else list(images)  # type: ignore[list-item, arg-type]
         found: list[Scores] = []
         for _, scores in self.stream(sources, batch_size, distributed.cores() if workers is None else workers):
@@ -231,6 +239,8 @@ def _lacking(folder: Path) -> str | None:
     """What a folder lacks of a student, and where students are; None where there should be one."""
     if (folder / student_yaml.FILE).is_file():
         return None
+    if folder.is_file():
+        return "it is a file; name the folder that it is in"
     reason = f"{student_yaml.FILE} is missing" if folder.is_dir() else "there is no such folder"
     here = sorted(card.parent.as_posix() for card in Path().glob(f"cache/*/models/*/{student_yaml.FILE}"))
     cure = f"here are {', '.join(here)}" if here else "`dvc pull` or `dvc repro` brings students to cache/*/models/*"
