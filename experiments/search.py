@@ -18,12 +18,13 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import optuna
+import yaml
 
 from clipdistill.errors import ArtifactError, ClipdistillError, ParamsError
 
@@ -67,6 +68,21 @@ def parse_dimension(text: str) -> tuple[str, Suggestion]:
     if whole:
         return key, lambda trial: trial.suggest_int(key, int(low), int(high), log=log)
     return key, lambda trial: trial.suggest_float(key, low, high, log=log)
+
+
+def check_known(keys: Iterable[str]) -> None:
+    """Refuse what is no parameter, before a study is made for it.
+
+    Raises:
+        ParamsError: params.yaml has no such key.
+    """
+    content = yaml.safe_load(Path(PARAMS).read_text(encoding="utf-8"))
+    for key in keys:
+        value = content
+        for part in key.split("."):
+            if not isinstance(value, dict) or part not in value:
+                raise ParamsError(f"{key}: {PARAMS} has no such parameter; `clipdistill params` names all")
+            value = value[part]
 
 
 def wait_for(command: Sequence[str]) -> int:
@@ -179,11 +195,7 @@ def search(options: argparse.Namespace) -> optuna.Study:
     dimensions = dict(parse_dimension(text) for text in options.dimensions)
     if len(dimensions) < len(options.dimensions):
         raise ParamsError("one parameter has two domains; give each once")
-
-    def objective(trial: optuna.Trial) -> float:
-        values = {key: suggest(trial) for key, suggest in dimensions.items()}
-        run_experiment(f"{options.study}-{trial.number}", values, options.targets)
-        return read_metric(options.metric)
+    check_known(dimensions)
 
     # First of all, since it refuses: what is refused leaves no study.
     with workspace_kept():
@@ -192,12 +204,28 @@ def search(options: argparse.Namespace) -> optuna.Study:
             storage=f"sqlite:///{STUDIES}",
             load_if_exists=True,
             direction="maximize",
-            sampler=optuna.samplers.TPESampler(seed=options.seed),
         )
         lists = {name: sorted(getattr(options, name)) for name in ("targets", "dimensions")}
         keep_to(study, {"metric": options.metric, **lists})
-        study.optimize(objective, n_trials=max(0, options.trials - finished(study)))
+        # The sampler's state is not kept: from the same seed, a study that goes on would draw its first trials again.
+        study.sampler = optuna.samplers.TPESampler(seed=options.seed + len(study.trials))
+        while finished(study) < options.trials:
+            run_trial(study, dimensions, options)
     return study
+
+
+def run_trial(study: optuna.Study, dimensions: dict[str, Suggestion], options: argparse.Namespace) -> None:
+    """Run one trial more; what ends it early leaves it in the study as failed."""
+    trial = study.ask()
+    name = f"{study.study_name}-{trial.number}"
+    try:
+        run_experiment(name, {key: suggest(trial) for key, suggest in dimensions.items()}, options.targets)
+        value = read_metric(options.metric)
+    except BaseException:
+        study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        raise
+    study.tell(trial, value)
+    print(f"{name}: {value:g}, {trial.params}", flush=True)
 
 
 def finished(study: optuna.Study) -> int:
@@ -212,18 +240,42 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _metric(text: str) -> str:
+    """FILE:KEY, for argparse: a trial may take hours before it is read."""
+    if not all(text.partition(":")):
+        raise argparse.ArgumentTypeError(f"{text!r}: write FILE:KEY")
+    return text
+
+
+def _name(text: str) -> str:
+    """What DVC takes as the beginning of an experiment's name, for argparse."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", text):
+        raise argparse.ArgumentTypeError(f"{text!r}: letters, digits, - and _ make a name")
+    return text
+
+
+def end_tidily() -> None:
+    """Make what tells a process to end an exception: the workspace is put back all the same."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        # `nohup` has the second ignored.
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, lambda signum, _: sys.exit(128 + signum))
+    # A script's `&` has interrupts ignored, by DVC and its stages too: they could not be told to end.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def main() -> None:
     """Parse the command line, search, and say what was best and how to take it."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("dimensions", nargs="+", metavar="KEY=DOMAIN", help="domain: low:high, log:low:high or a,b,c")
     parser.add_argument("--trials", type=_count, default=20, help="trials of the study in all (20)")
-    parser.add_argument("--metric", default=METRIC, help=f"FILE:KEY that is to be highest ({METRIC})")
-    parser.add_argument("--study", default="search", help="its name, and that of its experiments before the number")
+    parser.add_argument("--metric", type=_metric, default=METRIC, help=f"FILE:KEY that is to be highest ({METRIC})")
+    parser.add_argument(
+        "--study", type=_name, default="search", help="its name, and that of its experiments before the number"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of Optuna's sampler (0)")
     parser.add_argument("--target", dest="targets", action="append", default=[], help="stage to run up to; repeatable")
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        # As `timeout` and a cluster's scheduler end it: the workspace is put back all the same.
-        signal.signal(number, lambda signum, _: sys.exit(128 + signum))
+    end_tidily()
     try:
         study = search(parser.parse_args())
     except KeyboardInterrupt:

@@ -113,9 +113,9 @@ def test_a_setting_is_not_mixed_with_what_another_left(checkout: Path) -> None:
 
 def test_a_setting_that_did_not_end_well_goes_on_by_the_same_command(checkout: Path) -> None:
     """As DVC leaves params.yaml where a stage fails, and where it is killed."""
-    words = ("cdul", "voc12", "-S", "train.recipe.epochs=3", "--set-param=evaluate.top_k=5")
+    words = ("cdul", "voc12", "-S", "train.recipe.epochs=3", "--set-param=evaluate.top_k=5", "-Sscenes.seed=4")
     resolve(checkout, *words)
-    apply_overrides(checkout / "params.yaml", ["evaluate.top_k=5"])
+    apply_overrides(checkout / "params.yaml", ["evaluate.top_k=5", "scenes.seed=4"])
     (checkout / "given").unlink()
     assert run(checkout, *words).returncode == 0
     assert (checkout / "given").exists()
@@ -128,6 +128,33 @@ def test_a_data_set_that_is_not_there_is_asked_for_before_anything_is_made(check
     assert "data/raw/coco/ is missing" in result.stderr
     assert not (checkout / "data").exists()
     assert not (checkout / "given").exists()
+
+
+@pytest.mark.parametrize("form", [["-S", "dataset.root='data/mine'"], ["-Sdataset.root=data/mine"]])
+def test_a_data_set_may_lie_elsewhere(checkout: Path, form: list[str]) -> None:
+    result = run(checkout, "cdul", "coco14", *form)
+    assert "data/mine/ is missing" in result.stderr
+    (checkout / "data" / "mine").mkdir(parents=True)
+    assert run(checkout, "cdul", "coco14", *form).returncode == 0
+    assert (checkout / "given").exists()
+
+
+@pytest.mark.parametrize("word", ["foo", "no.such=1"])
+def test_an_override_that_is_none_is_told_from_a_changed_file(checkout: Path, word: str) -> None:
+    resolve(checkout, "cdul", "voc12")
+    (checkout / "given").unlink()
+    result = run(checkout, "cdul", "voc12", "-S", word)
+    assert result.returncode == 2
+    assert word.partition("=")[0].split(".")[0] in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (checkout / "given").exists()
+
+
+def test_without_a_commit_there_is_no_experiment(checkout: Path) -> None:
+    shutil.rmtree(checkout / ".git")
+    result = run(checkout, "cdul", "voc12")
+    assert (result.returncode, "git checkout" in result.stderr) == (2, True)
+    assert "Traceback" not in result.stderr
 
 
 def test_the_exit_code_is_that_of_dvc(checkout: Path) -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
+import re
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import optuna
@@ -11,7 +15,16 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "experiments"))
 import search
-from clipdistill.errors import ArtifactError, ParamsError
+from clipdistill.errors import ArtifactError, ClipdistillError, ParamsError
+
+
+@pytest.fixture(autouse=True)
+def signals() -> Iterator[None]:
+    """A search takes signals for its own process: give them back to that of the tests."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def draw(text: str, trials: int = 20) -> tuple[str, list[object]]:
@@ -94,14 +107,16 @@ def test_parameters_that_are_not_the_commits_are_refused(checkout: Path) -> None
 def test_a_study_holds_trials_of_one_kind() -> None:
     study = optuna.create_study(study_name="zeta")
     subject = {"metric": "m.json:mAP", "targets": [], "dimensions": ["a=0:1"]}
+    search.keep_to(study, {"metric": "mistaken"})
+    study.tell(study.ask(), state=optuna.trial.TrialState.FAIL)
     search.keep_to(study, subject)
-    study.ask()
+    study.tell(study.ask(), 1.0)
     search.keep_to(study, subject)
     for change in ({"metric": "m.json:OF1"}, {"targets": ["evaluate"]}, {"dimensions": ["a=0:2"]}):
         with pytest.raises(ParamsError, match=rf"'zeta' .*{next(iter(change))}.* --study"):
             search.keep_to(study, subject | change)
     old = optuna.create_study(study_name="old")
-    old.ask()
+    old.tell(old.ask(), 1.0)
     with pytest.raises(ParamsError, match="metric unknown"):
         search.keep_to(old, subject)
 
@@ -111,6 +126,8 @@ def test_a_study_holds_trials_of_one_kind() -> None:
     [
         (["a=0:1"], "run it from the top of the checkout"),
         (["--trials", "0", "a=0:1"], "'0' is no number from 1 on"),
+        (["--metric", "metrics/summary.json", "a=0:1"], "'metrics/summary.json': write FILE:KEY"),
+        (["--study", "two words", "a=0:1"], "'two words': letters, digits"),
     ],
 )
 def test_a_search_that_cannot_begin_says_why(
@@ -128,8 +145,67 @@ def test_a_search_that_cannot_begin_says_why(
     assert message in capsys.readouterr().err
 
 
-def test_a_parameter_has_one_domain(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.argv", ["search.py", "a=0:1", "a=1,2"])
+@pytest.mark.parametrize(
+    ("dimensions", "message"),
+    [
+        (["a=0:1", "a=1,2"], "two domains"),
+        (["b=0:1"], "b: params.yaml has no such parameter"),
+        (["a.b=0:1"], "a.b: params.yaml has no such parameter"),
+    ],
+)
+def test_what_is_refused_leaves_no_study(
+    checkout: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    dimensions: list[str],
+    message: str,
+) -> None:
+    monkeypatch.setattr("sys.argv", ["search.py", *dimensions])
     with pytest.raises(SystemExit):
         search.main()
+    assert message in capsys.readouterr().err
     assert not (checkout / "experiments" / "studies.db").exists()
+    assert not (checkout / "given").exists()
+
+
+STUB = """#!/bin/sh
+test "$1" = exp || exit 0
+echo '{"mAP": 50}' > summary.json
+for word; do case "$word" in a=*) echo "$word" >> drawn; test ! -f broken || exit 255;; esac; done
+"""
+
+
+def test_a_study_that_goes_on_draws_other_values_than_before(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (checkout / "bin" / "dvc").write_text(STUB)
+    # A database of its own costs seconds on a slow disk; the tests of the pipeline have one.
+    storage, create = optuna.storages.InMemoryStorage(), optuna.create_study
+    monkeypatch.setattr(optuna, "create_study", lambda **options: create(**options | {"storage": storage}))
+
+    def search_on(trials: int) -> list[str]:
+        options = {"dimensions": ["a=0.0:1.0"], "metric": "summary.json:mAP", "study": "s", "targets": [], "seed": 0}
+        search.search(argparse.Namespace(trials=trials, **options))
+        return re.findall(r"^s-(\d): 50,", capsys.readouterr().out, re.MULTILINE)
+
+    assert search_on(2) == ["0", "1"]
+    (checkout / "broken").touch()
+    with pytest.raises(ClipdistillError, match="the same search then goes on"):
+        search_on(4)
+    (checkout / "broken").unlink()
+    capsys.readouterr()
+    assert search_on(4) == ["3", "4"]
+    drawn = (checkout / "drawn").read_text().split()
+    assert len(drawn) == len(set(drawn)) == 5
+
+
+def test_a_search_can_be_told_to_end_where_a_script_began_it() -> None:
+    """As `nohup` and a script's `&` leave the signals."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    search.end_tidily()
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+    with pytest.raises(SystemExit) as ended:
+        signal.raise_signal(signal.SIGTERM)
+    assert ended.value.code == 128 + signal.SIGTERM
