@@ -3,6 +3,7 @@ import os
 import pickle
 import resource
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -141,6 +142,32 @@ def test_a_disk_that_refuses_is_named_and_nothing_is_left(small_files: None, tmp
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def read_only() -> Iterator[Path]:
+    """A folder that may not be written, with a file; root, who may write everywhere, is nobody meanwhile."""
+    user = os.geteuid()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "a.json").write_text("old")
+        folder.chmod(0o555)
+        if user == 0:
+            os.seteuid(65_534)
+        try:
+            yield folder
+        finally:
+            os.seteuid(user)
+            folder.chmod(0o755)
+
+
+def test_a_read_only_place_is_named_and_stays_as_it_was(read_only: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"a\.zarr: cannot be written .*Permission denied.*or permission"):
+        write(read_only / "a.zarr", x=np.zeros((2, 2), np.float32))
+    with pytest.raises(ArtifactError, match=r"a\.json: cannot be written .*Permission denied"):
+        store.write_atomically(read_only / "a.json", b"new")
+    assert [file.name for file in read_only.iterdir()] == ["a.json"]
+    assert (read_only / "a.json").read_text() == "old"
 
 
 def test_an_error_of_what_makes_the_blocks_is_not_put_down_to_the_disk(tmp_path: Path) -> None:
