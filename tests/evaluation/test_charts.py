@@ -49,6 +49,12 @@ def test_points_stand_where_their_values_are() -> None:
     assert [element.text for element in chart if element.get("class") == "step"] == ["1", "2", "3", "4", "5"]
 
 
+def test_an_axis_may_be_wider_than_its_points() -> None:
+    chart = parsed(line_chart("PR", [Series("cdul", "CDUL", ((25.0, 90.0), (75.5, 40.0)))], span=(0, 100)))
+    assert [circle.get("cx") for circle in chart.iter("circle")] == ["25.00%", "75.50%"]
+    assert [element.text for element in chart if element.get("class") == "step"] == ["0", "20", "40", "60", "80", "100"]
+
+
 def test_one_epoch_is_a_point_without_a_line() -> None:
     chart = parsed(line_chart("loss", [Series("ccd", "CCD", ((1, 0.5),))]))
     tags = [element.tag for element in chart.iter()]

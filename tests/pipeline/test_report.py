@@ -20,12 +20,12 @@ def test_the_report_is_of_this_run_and_reruns_nothing(project: Project) -> None:
     text = (project.folder / "metrics" / "report.html").read_text()
     for method in ("teacher", "cdul", "ccd", "supervised"):
         assert f">{project.json(f'metrics/{method}.json')['val']['mAP']:.2f}<" in text
-    (commit,) = re.findall(r"commit</th><td>(\w{12})</td>", text)
+    (commit,) = re.findall(r"commit</dt><dd>(\w{12})</dd>", text)
     assert commit in project.run("git", "rev-list", "--abbrev-commit", "--abbrev=12", "HEAD~1").stdout.split()
     assert "Not recorded here" not in text
     assert project.json(".work/times/scenes/train@ccd.json")["seconds"] > 0
     assert project.json(".work/times/scenes/predict@ccd.json")["counts"] == {"images": 20}
-    assert "train@ccd</th>" in text
+    assert "train@<wbr>ccd</th>" in text
     assert project.changed() == set()
     assert not project.run("git", "status", "--porcelain").stdout
     lock = yaml.safe_load((project.folder / "dvc.lock").read_text())
@@ -48,13 +48,14 @@ def test_a_browser_opens_the_report_and_everything_in_it_works(project: Project,
             for scheme in ("light", "dark"):
                 assert page.width(width, scheme) <= width
         assert len(page.all("#methods .bars .row")) == 6
-        assert len(page.all("#curves svg.chart")) == 3
+        assert len(page.all("#curves svg.chart")) == 4
         rows = [row.text for row in page.all("#class-list .row")]
         assert 1 <= len(rows) <= 12
         page.select("[name=first]").select_by_value("supervised")
         assert [row.text for row in page.all("#class-list .row")] != rows
         page.all("[name=wanted]")[0].send_keys("zzz")
-        assert page.all("#class-list .row") == []
+        assert page.all("#class-list .row") == page.all("#class-heads") == []
+        assert page.all("#counts")[0].text == "No class matches."
         for method in ("teacher", "supervised", "cdul"):
             page.select("[name=method]").select_by_value(method)
             shown = {said.get_attribute("data-method") for said in page.all(".said")}

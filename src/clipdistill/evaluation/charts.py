@@ -46,18 +46,21 @@ def bar(value: float, key: str, high: float = 100.0) -> Markup:
     ).format(key, share)
 
 
-def line_chart(title: str, series: Sequence[Series], digits: int = 1) -> Markup:
-    """Draw lines over whole-numbered x, such as epochs.
+def line_chart(
+    title: str, series: Sequence[Series], digits: int = 1, span: tuple[float, float] | None = None
+) -> Markup:
+    """Draw lines over x whose whole numbers are named below, such as epochs.
 
     Args:
         title: what is drawn, for those who do not see it.
         series: at least one.
         digits: decimals of the values that are shown at a point.
+        span: first and last x of the axis; those of the points where it is None.
     """
     across = [x for line in series for x, _ in line.points]
     up = [y for line in series for _, y in line.points]
     levels = ticks(min(up), max(up))
-    first, last = min(across), max(across)
+    first, last = span or (min(across), max(across))
     frame = _Frame(first, max(last, first + 1), levels[0], levels[-1])
     parts = [frame.level(level) for level in levels]
     parts += [frame.step(x) for x in _whole_ticks(first, last)]

@@ -71,7 +71,7 @@ def render(figures: Figures, gallery: Gallery | None, run: Run) -> str:
         lstrip_blocks=True,
     )  # fmt: skip
     environment.filters |= {"percent": _percent, "duration": _duration, "rate": _rate, "data_uri": _data_uri}
-    environment.filters["sentence"] = _sentence
+    environment.filters |= {"sentence": _sentence, "breakable": _breakable}
     return environment.get_template("report.html.jinja").render(
         style=Markup(style),  # noqa: S704 - the project's own file
         script=Markup(script),  # noqa: S704 - the project's own file
@@ -149,6 +149,11 @@ def _percent(value: float | None) -> str:
 def _sentence(text: str) -> str:
     """A text with a capital where it begins; what follows stays (CLIP)."""
     return text[:1].upper() + text[1:]
+
+
+def _breakable(name: str) -> Markup:
+    """A stage's name that may go on in the next line after @ and _, and nowhere within its words."""
+    return Markup("").join(Markup("{}{}").format(part, Markup("<wbr>") if part in "@_" else "") for part in name)
 
 
 def _duration(seconds: float) -> str:

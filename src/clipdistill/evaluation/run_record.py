@@ -41,6 +41,11 @@ class StageTime:
     counts: dict[str, int]
 
     @property
+    def day(self) -> str:
+        """Date of `finished`, UTC; empty where it is not known."""
+        return self.finished[:10]
+
+    @property
     def rates(self) -> dict[str, float]:
         """What it handled a second, by name."""
         return {f"{what}/s": number / self.seconds for what, number in self.counts.items() if self.seconds > 0}

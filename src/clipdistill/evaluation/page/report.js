@@ -56,7 +56,8 @@ function compareClasses() {
     button.textContent = `Show all ${rows.length} classes`;
     const gained = rows.filter((row) => row[1] > row[2]).length;
     const lost = rows.filter((row) => row[1] < row[2]).length;
-    document.getElementById("counts").textContent = !rows.length ? `No class has "${wanted}" in its name.` :
+    document.getElementById("class-heads").hidden = !rows.length;
+    document.getElementById("counts").textContent = !rows.length ? "No class matches." :
       `${gained} gained, ${lost} lost, ${rows.length - gained - lost} as before. ` +
       "The full dot is the method's, the hollow one that of the other.";
   }
