@@ -28,6 +28,7 @@ from fault_runner import (
     fork,
     remove,
     repro,
+    settle_locks,
     small_shards,
     stage,
     views_embedded,
@@ -119,6 +120,7 @@ def repro_killed(seed: str) -> dict[str, Any]:
         """DVC removes the outputs itself. Its stage may outlive it: the next run has to bear that, every other time."""
 
         def _start(self, kill_at: list[int]) -> list[Child]:
+            settle_locks()
             return [fork(self.body, kill_at[0])]
 
         def _first_end(self, children: list[Child], victim: int, delay: float) -> list[int]:
