@@ -4,7 +4,8 @@
 
 A clean run comes first. Then fresh projects run `dvc repro` under faults until each is finished, and every file of each
 must equal the clean one's. A `dvc repro` that nothing harmed has to end well by itself: nobody removes a folder or a
-lock, but for the list of locks that DVC was writing when it was killed. The last project is finished when the time is over. No test: pytest does not collect this file.
+lock, but for the list of locks that DVC was writing when it was killed. The last project is finished when the time is
+over. No test: pytest does not collect this file.
 """
 
 from __future__ import annotations
