@@ -48,6 +48,13 @@ def test_double_precision_stays(name: str) -> None:
     assert IN_FLOAT32[name](Tensor.double).dtype == torch.float64
 
 
+def test_a_map_in_half_precision_is_scaled_in_float32() -> None:
+    """Scaled in bfloat16, two of its cells would fall on the other side of the threshold."""
+    rows = [[0.83203125, 0.2392578125, 0.50390625], [0.70703125, 0.5390625, 0.54296875]]
+    cam = torch.tensor([[*rows, [0.5625, 0.10693359375, 0.5390625]]], dtype=torch.bfloat16)
+    assert torch.equal(ccd.cam_boxes(cam, 0.6, 0.0), ccd.cam_boxes(cam.float(), 0.6, 0.0))
+
+
 def test_boxes_of_double_maps_are_float32() -> None:
     assert IN_FLOAT32["cam_boxes"](Tensor.double).dtype == torch.float32
 
