@@ -164,7 +164,8 @@ def workspace_kept() -> Iterator[None]:
     finally:
         if of_trials := sorted(set(git("diff", "--name-only", "HEAD")) - changed):
             git("restore", "--source=HEAD", "--staged", "--worktree", "--", *of_trials)
-            take_data = ["dvc", "checkout", "--quiet"]
+            # By force: a training that was ended has left half of its curves in their place.
+            take_data = ["dvc", "checkout", "--quiet", "--force"]
             if subprocess.run(take_data, check=False).returncode:
                 sys.stderr.write(
                     "some data of the commit are not on this machine: `dvc pull` or `dvc repro` brings them\n"
