@@ -94,7 +94,7 @@ def test_the_workspace_is_left_as_it_was_found(checkout: Path) -> None:
         failing_trial()
     assert (checkout / "params.yaml").read_text() == "a: 1\n"
     assert (checkout / "summary.json").read_text() == '{"own": "and the trial"}\n'
-    assert (checkout / "given").read_text() == "checkout --quiet\n"
+    assert (checkout / "given").read_text() == "checkout --quiet --force\n"
 
 
 def test_parameters_that_are_not_the_commits_are_refused(checkout: Path) -> None:
