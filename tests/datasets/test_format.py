@@ -277,6 +277,7 @@ def test_ten_problems_are_shown_and_all_are_kept(root: Path, out: Path, caplog: 
     assert str(caught.value).count("gone") == 2 * 10
     assert "  150 missing_image\n" in str(caught.value)
     assert "and 140 more" in str(caught.value)
+    caplog.clear()
     # Whatever level a command of another test has left.
     with caplog.at_level(logging.WARNING, "clipdistill.datasets.format"):
         metrics = format_dataset(params(root, on_problem="leave_out"), out, 1)
