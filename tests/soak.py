@@ -177,7 +177,10 @@ class Soak:
             if time.monotonic() < end and not run.ended_within(delay):
                 self.harm(run, on_small_disk)
             elif run.process.wait():
-                sys.exit(f"a run that nothing harmed ended with {run.process.returncode}:\n{run.log.read_text()}")
+                said = run.log.read_text()
+                kept = tempfile.mkdtemp(prefix="soak-failed-")
+                shutil.copytree(project.folder, kept, symlinks=True, dirs_exist_ok=True)
+                sys.exit(f"a run that nothing harmed ended with {run.process.returncode}; {kept} is as it was:\n{said}")
             else:
                 return
 
