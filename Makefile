@@ -31,6 +31,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $(READY)
 
 demo: $(READY) ## run the whole pipeline on the embedded data set and print the metrics
+	@clipdistill mend >&2
 	dvc repro
 	@echo
 	clipdistill summary

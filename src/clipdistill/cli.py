@@ -152,3 +152,17 @@ def print_summary(
     from clipdistill.evaluation import summary  # noqa: PLC0415
 
     typer.echo(summary.render(folder))
+
+
+@app.command("mend")
+def mend_dvc(
+    folder: Annotated[Path, typer.Argument(help="The project.", metavar="FOLDER")] = Path(),
+) -> None:
+    """Remove what a killed DVC left half written, where `dvc repro` fails ever after. Nothing else is touched.
+
+    Example: clipdistill mend && dvc repro
+    """
+    from clipdistill import dvc_records  # noqa: PLC0415
+
+    for removed in dvc_records.mend(folder) or ["nothing to mend"]:
+        typer.echo(removed)

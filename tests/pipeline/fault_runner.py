@@ -205,22 +205,6 @@ def repro(*targets: str) -> Callable[[], int]:
     return body
 
 
-def settle_locks(project: Path = Path()) -> bool:
-    """Do what docs/robustness.md asks of a person: DVC writes its list of locks in place, and a kill can leave half.
-
-    Returns:
-        Whether there was anything to do.
-    """
-    path = project / ".dvc" / "tmp" / "rwlock"
-    with contextlib.suppress(FileNotFoundError):
-        try:
-            json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
-            path.unlink()
-            return True
-    return False
-
-
 def remove(*paths: Path) -> None:
     for path in paths:
         if path.is_dir():

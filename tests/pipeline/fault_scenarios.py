@@ -28,7 +28,6 @@ from fault_runner import (
     fork,
     remove,
     repro,
-    settle_locks,
     small_shards,
     stage,
     views_embedded,
@@ -37,7 +36,7 @@ from fault_runner import (
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from clipdistill import store
+from clipdistill import dvc_records, store
 from clipdistill.students import model_folder, student_yaml
 from clipdistill.training.checkpoint import Checkpoint
 
@@ -120,7 +119,7 @@ def repro_killed(seed: str) -> dict[str, Any]:
         """DVC removes the outputs itself. Its stage may outlive it: the next run has to bear that, every other time."""
 
         def _start(self, kill_at: list[int]) -> list[Child]:
-            settle_locks()
+            dvc_records.mend(Path())
             return [fork(self.body, kill_at[0])]
 
         def _first_end(self, children: list[Child], victim: int, delay: float) -> list[int]:
