@@ -43,6 +43,7 @@ from clipdistill.errors import ClipdistillError, ParamsError
 from clipdistill.methods import ccd
 from clipdistill.params import CdulTrainParams, RecipeParams, StudentParams
 from clipdistill.training.augment import augmented
+from clipdistill.training.design import ClassifierDesign
 from clipdistill.training.gradient_alignment import GradientAlignment
 from clipdistill.training.loop import Machine, Task, Trainer, Truth
 from clipdistill.training.predict import autocast
@@ -141,7 +142,15 @@ def build(options: argparse.Namespace, folder: Path, threads: int) -> Bench:
             | {"min_scale": options.min_scale, "jitter": options.jitter, "learning_rate": 2e-3}
         )
         supervision = GradientAlignment(CdulTrainParams(warmup=0))
-        task = Task(tables[0], labels, student, recipe, supervision, Truth(presence, tables[1], val), regime)
+        task = Task(
+            tables[0],
+            labels,
+            ClassifierDesign(student, regime.boost),
+            recipe,
+            supervision,
+            Truth(presence, tables[1], val),
+            regime,
+        )
         return Trainer(task, machine, folder / cache, None)
 
     kept, anew = run("memory"), run("none")

@@ -8,11 +8,12 @@ from torch import Tensor, nn
 from clipdistill.methods.ccd import boost_positive
 from clipdistill.params import StudentParams
 from clipdistill.students import backbones
+from clipdistill.students.network import Network
 from clipdistill.students.student_yaml import Head
 from clipdistill.students.weights import load_pretrained
 
 
-class Student(nn.Module):
+class Student(Network):
     """A convolutional backbone, one 1 x 1 convolution to the classes, and the average over the map.
 
     The average of a linear map is the linear map of the average: this is the usual pooled classifier, and its class
@@ -31,6 +32,7 @@ class Student(nn.Module):
         self.head = nn.Conv2d(backbones.width(features), classes, kernel_size=1)
         nn.init.normal_(self.head.weight, std=0.01)
         nn.init.zeros_(self.head.get_parameter("bias"))
+        self.columns = classes
         self.weights = weights
         self.boost = boost
 
@@ -49,6 +51,10 @@ class Student(nn.Module):
             cam = self.head(features.float())
             cam = cam if self.boost == 1 else boost_positive(cam, self.boost)
             return cam.mean(dim=(2, 3)), cam
+
+    def rates(self, head_factor: float) -> list[tuple[list[nn.Parameter], float]]:
+        """All parameters: the backbone's at the peak rate, the head's at its own."""
+        return [(list(self.features.parameters()), 1.0), (list(self.head.parameters()), head_factor)]
 
 
 def build(params: StudentParams, classes: int, seed: int, boost: float = 1.0) -> Student:

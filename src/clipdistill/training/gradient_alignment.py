@@ -52,6 +52,10 @@ class GradientAlignment:
         """Step (a): the student learns, the labels stay."""
         return cdul.categorical_kl(labels, logits) if self._study else cdul.bernoulli_kl(labels, logits)
 
+    def further_loss(self, images: Tensor, seen: Tensor) -> Tensor | None:  # noqa: ARG002 - the loop asks every method
+        """Nothing."""
+        return None
+
     def due(self, epoch: int) -> bool:
         """Whether the labels are refined in or after this epoch (from 1): every `update_every` after the warm-up."""
         after = epoch - self._params.warmup

@@ -17,13 +17,14 @@ from clipdistill.datasets.table import ImageTable, Labels
 from clipdistill.errors import ClipdistillError, ParamsError
 from clipdistill.evaluation.metrics import mean_average_precision
 from clipdistill.methods import ccd
-from clipdistill.params import RecipeParams, StudentParams
+from clipdistill.params import RecipeParams
 from clipdistill.students import classifier
 from clipdistill.training import checkpoint, optimise
 from clipdistill.training.augment import Augmentation, augmented, draw
 from clipdistill.training.checkpoint import Checkpoint
 from clipdistill.training.curves import Curves
 from clipdistill.training.data import ImageSource, epoch_batches
+from clipdistill.training.design import Design
 from clipdistill.training.predict import autocast, predict
 from clipdistill.training.progress import TrainingProgress
 from clipdistill.training.regime import Regime, is_chosen, train_map
@@ -75,7 +76,7 @@ class Task:
     Attributes:
         table: N images.
         labels: float32 [N, C], in [0, 1].
-        student: the network.
+        design: the network.
         recipe: its training.
         supervision: the method.
         truth: for the curves.
@@ -84,7 +85,7 @@ class Task:
 
     table: ImageTable
     labels: Tensor
-    student: StudentParams
+    design: Design
     recipe: RecipeParams
     supervision: Supervision
     truth: Truth
@@ -104,7 +105,7 @@ class Trainer:
     def __init__(self, task: Task, machine: Machine, folder: Path, curves: Path | None) -> None:
         self._task, self._machine, self._folder = task, machine, folder
         with distributed.first_rank_first():
-            self.student = classifier.build(task.student, task.labels.shape[1], task.recipe.seed, task.regime.boost)
+            self.student = task.design.build(task.labels.shape[1], task.recipe.seed)
         task.regime.begin(self.student)
         _require_batches_for_normalisation(self.student, task.recipe.batch_size)
         recipe = task.recipe
@@ -143,9 +144,9 @@ class Trainer:
         return None if table is None else self._source(table)
 
     def _source(self, table: ImageTable) -> ImageSource:
-        student, recipe, machine = self._task.student, self._task.recipe, self._machine
+        design, recipe, machine = self._task.design, self._task.recipe, self._machine
         pinned = machine.device.type == "cuda"
-        return ImageSource(table, student.image_size, recipe.image_cache, machine.workers, pinned)
+        return ImageSource(table, design.image_size, recipe.image_cache, machine.workers, pinned)
 
     def run(self) -> None:
         """Train through the last epoch.
@@ -225,9 +226,12 @@ class Trainer:
         # Both views in one pass: batch normalisation sees them together, and DDP one forward for one backward.
         images = augmented(pixels, self._views, draws)
         with autocast(self._machine.device, self._machine.dtype):
-            outputs, _ = self._network(images)
+            outputs, looked = self._network(images)
+            further = self._task.supervision.further_loss(images, looked)
         logits, *second = outputs.split(len(pixels))
         loss = self._task.supervision.loss(labels, logits, rows)
+        if further is not None:
+            loss = loss + further
         if second:
             loss = loss + self._task.regime.agreement * ccd.consistency_loss(second[0], logits)
         self._rule.zero_grad()

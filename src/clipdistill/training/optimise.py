@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 
 from clipdistill.params import RecipeParams
-from clipdistill.students.classifier import Student
+from clipdistill.students.network import Network
 
 Schedule = Literal["constant", "cosine", "one_cycle"]
 
@@ -19,15 +19,14 @@ _MOMENTUM = 0.9
 _CLIMB, _FIRST, _LAST = 0.3, 1 / 25, 1 / 25e4
 
 
-def parameter_groups(student: Student, recipe: RecipeParams) -> list[dict[str, Any]]:
-    """Split the parameters: the head has its own rate, and biases and norms do not decay.
+def parameter_groups(student: Network, recipe: RecipeParams) -> list[dict[str, Any]]:
+    """Split the parameters by their rates; biases and norms do not decay.
 
     Returns:
         Groups for an optimiser; `peak` is the group's highest learning rate.
     """
     groups = []
-    for module, factor in ((student.features, 1.0), (student.head, recipe.head_factor)):
-        parameters = list(module.parameters())
+    for parameters, factor in student.rates(recipe.head_factor):
         for matrices, decay in ((True, recipe.weight_decay), (False, 0.0)):
             members = [parameter for parameter in parameters if (parameter.ndim > 1) == matrices]
             if members:
@@ -36,7 +35,7 @@ def parameter_groups(student: Student, recipe: RecipeParams) -> list[dict[str, A
     return groups
 
 
-def optimiser(student: Student, recipe: RecipeParams) -> torch.optim.Optimizer:
+def optimiser(student: Network, recipe: RecipeParams) -> torch.optim.Optimizer:
     """Make the optimiser: AdamW, Adam, or SGD with momentum 0.9."""
     groups = parameter_groups(student, recipe)
     if recipe.optimiser == "sgd":
@@ -68,7 +67,7 @@ def rate_factor(schedule: Schedule, step: int, steps: int) -> float:
 
 
 def set_rate(rule: torch.optim.Optimizer, factor: float) -> float:
-    """Set every group's rate to a share of its peak; returns the backbone's."""
+    """Set every group's rate to a share of its peak; returns the first group's."""
     for group in rule.param_groups:
         group["lr"] = group["peak"] * factor
     return float(rule.param_groups[0]["lr"])

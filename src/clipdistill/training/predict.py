@@ -12,7 +12,7 @@ from torch import Tensor
 from clipdistill import distributed
 from clipdistill.datasets.table import ImageTable
 from clipdistill.students import classifier, model_folder, preprocessing, student_yaml
-from clipdistill.students.classifier import Student
+from clipdistill.students.network import Network
 from clipdistill.students.student_yaml import Head
 from clipdistill.training.data import ImageSource
 
@@ -56,7 +56,7 @@ def arithmetic_of(card: student_yaml.Card) -> torch.dtype:
 
 @torch.no_grad()
 def predict(
-    student: Student, images: ImageSource, head: Head, dtype: torch.dtype, batch_size: int | None = None
+    student: Network, images: ImageSource, head: Head, dtype: torch.dtype, batch_size: int | None = None
 ) -> Tensor:
     """Score images in evaluation mode; the student's mode afterwards is what it was.
 
@@ -70,13 +70,13 @@ def predict(
     Returns:
         float32 [N, C], on the CPU.
     """
-    device = student.head.weight.device
+    device = next(student.parameters()).device
     training = student.training
     student.eval()
     start, stop = distributed.slice_of(len(images))
     rows = np.arange(start, stop)
     batches = np.split(rows, range(batch_size or _BATCH, len(rows), batch_size or _BATCH)) if len(rows) else []
-    parts = [torch.empty(0, student.head.out_channels)]
+    parts = [torch.empty(0, student.columns)]
     for pixels in images.batches(batches):
         with autocast(device, dtype):
             logits, _ = student(preprocessing.normalise(pixels.to(device, non_blocking=True)))

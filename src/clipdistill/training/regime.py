@@ -13,7 +13,7 @@ from clipdistill.errors import ArtifactError
 from clipdistill.evaluation.metrics import mean_average_precision
 from clipdistill.methods import ccd
 from clipdistill.students import model_folder, student_yaml
-from clipdistill.students.classifier import Student
+from clipdistill.students.network import Network
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Regime:
         others = {name: getattr(self, name) for name in ("boost", "agreement", "jitter", "positive_at")}
         return {"start": start, **others}
 
-    def begin(self, student: Student) -> None:
+    def begin(self, student: Network) -> None:
         """Give a new student the weights that are gone on from, if there are any.
 
         Raises:

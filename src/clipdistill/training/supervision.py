@@ -24,6 +24,9 @@ class Supervision(Protocol):
     def loss(self, labels: Tensor, logits: Tensor, rows: Tensor) -> Tensor:
         """Mean loss of a batch: labels [B, C] in [0, 1], logits [B, C], and the images' rows, int64 [B]."""
 
+    def further_loss(self, images: Tensor, seen: Tensor) -> Tensor | None:
+        """What else is learnt, from a batch [B, 3, S, S] and what the network saw of it; None: nothing."""
+
     @property
     def per_batch(self) -> bool:
         """Whether the labels change batch by batch within an epoch, not all at once after it."""
@@ -50,6 +53,10 @@ class FixedLabels:
         """Bernoulli KL(label || prediction): binary cross-entropy less a constant."""
         # Asking whether all are known would wait for the GPU.
         return cdul.bernoulli_kl(labels.clamp(min=0), logits, labels >= 0)
+
+    def further_loss(self, images: Tensor, seen: Tensor) -> Tensor | None:  # noqa: ARG002 - the loop asks every method
+        """Nothing."""
+        return None
 
     def due(self, epoch: int) -> bool:  # noqa: ARG002 - the loop asks every method
         """Never."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ from clipdistill.params import Params, RecipeParams, StudentParams
 from clipdistill.stage import Paths
 from clipdistill.students import model_folder, student_yaml
 from clipdistill.students.classifier import Student
+from clipdistill.students.network import Network
 from clipdistill.training import checkpoint
+from clipdistill.training.design import ClassifierDesign
 from clipdistill.training.loop import Machine, Task, Trainer, Truth
 from clipdistill.training.regime import Regime
 from clipdistill.training.supervision import Supervision
@@ -104,29 +107,76 @@ def train_student(
         ArtifactError: the labels are not [N, C] in [0, 1], weights do not fit, or the disk refuses.
         ClipdistillError: the loss is no longer finite.
     """
-    compute = compute or distributed.Compute.load()
-    device = compute.torch_device()
-    torch.set_num_threads(compute.thread_count())
-    torch.backends.cudnn.deterministic = True
-    dtype = distributed.resolve_precision(recipe.precision, device)
-    machine = Machine(device, dtype, compute.worker_count(), compute.batch_size)
+    regime = regime or Regime()
+    design = ClassifierDesign(student, regime.boost)
     _check_labels(labels, len(table), len(classes))
-    _check_batches(len(table), recipe.batch_size)
-    truth = truth or Truth()
-    task = Task(table, torch.from_numpy(labels), student, recipe, supervision, truth, regime or Regime())
-    provenance = _provenance(task, dtype)
-    identity = [provenance, classes, _truth_identity(truth), device.type, code_digest(_CODE)]
-    folder = work_root() / stage / store.fingerprint(identity)[:32]
-    with distributed.process_group(device):
-        trainer = Trainer(task, machine, folder, outputs.curves)
-        trainer.run()
+    task = Task(table, torch.from_numpy(labels), design, recipe, supervision, truth or Truth(), regime)
+
+    def finish(trainer: Trainer, run: Run) -> None:
         chosen = trainer.choose_student()
         scored = trainer.score() if outputs.thresholds else None
         if distributed.rank() == 0:
             best = None
             if scored is not None:
                 best = thresholds.without_truth(*(matrix.numpy() for matrix in scored)).tolist()
-            _write(trainer.student, task, classes, provenance, outputs, folder, chosen, best)
+            _write(trainer.student, student, task, classes, run, outputs, chosen, best)
+
+    run_task(task, classes, stage, finish, outputs.curves, compute)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What belongs to a finished training.
+
+    Attributes:
+        provenance: of its results, JSON values.
+        folder: its work folder, with the states of the labels.
+    """
+
+    provenance: dict[str, Any]
+    folder: Path
+
+
+def run_task(
+    task: Task,
+    classes: list[str],
+    stage: str,
+    finish: Callable[[Trainer, Run], None],
+    curves: Path | None = None,
+    compute: distributed.Compute | None = None,
+) -> None:
+    """Train what a task says, in a work folder that a killed run is taken up from.
+
+    Under torchrun all processes call this together.
+
+    Args:
+        task: what is to be learnt.
+        classes: names of the columns.
+        stage: name of the work folder below `work.work_root()`.
+        finish: called by all processes when the training is over, within the process group; rank 0 writes the results.
+            Then the work folder goes.
+        curves: folder of the curves; None: not written.
+        compute: device, threads; None: as `Compute.load` has them.
+
+    Raises:
+        ParamsError, DataError, ClipdistillError: as `train_student`.
+    """
+    compute = compute or distributed.Compute.load()
+    device = compute.torch_device()
+    torch.set_num_threads(compute.thread_count())
+    torch.backends.cudnn.deterministic = True
+    dtype = distributed.resolve_precision(task.recipe.precision, device)
+    machine = Machine(device, dtype, compute.worker_count(), compute.batch_size)
+    _check_batches(len(task.table), task.recipe.batch_size)
+    provenance = _provenance(task, dtype)
+    identity = [provenance, classes, _truth_identity(task.truth), device.type, code_digest(_CODE)]
+    folder = work_root() / stage / store.fingerprint(identity)[:32]
+    with distributed.process_group(device):
+        trainer = Trainer(task, machine, folder, curves)
+        trainer.run()
+        finish(trainer, Run(provenance, folder))
+        if distributed.rank() == 0:
+            shutil.rmtree(folder)
         distributed.barrier()
 
 
@@ -209,15 +259,16 @@ def stored_labels(method: str, paths: Paths, table: ImageTable) -> store.Group:
 
 
 def _write(
-    student: Student,
+    network: Network,
+    student: StudentParams,
     task: Task,
     classes: list[str],
-    provenance: dict[str, Any],
+    run: Run,
     outputs: Outputs,
-    folder: Path,
     chosen: int,
     best: list[float] | None,
 ) -> None:
+    provenance, folder = run.provenance, run.folder
     every = range(1, task.recipe.epochs + 1)
     if outputs.labels is not None:
         epochs = [0, *(epoch for epoch in every if task.supervision.due(epoch))]
@@ -233,9 +284,9 @@ def _write(
         store.write_group(outputs.epochs, {"scores": scores, "chosen": np.array([chosen])}, provenance)
     learnt = {"rule": thresholds.F1_AND_GROUPS, "labels": "the labels that the student learned from"}
     calibration = None if best is None else learnt
-    card = student_yaml.Card.of(student, task.student, task.supervision.head, classes, provenance, best, calibration)
-    model_folder.save(outputs.model, student, card)
-    shutil.rmtree(folder)
+    assert isinstance(network, Student)  # noqa: S101 - for the type checker: ClassifierDesign builds no other
+    card = student_yaml.Card.of(network, student, task.supervision.head, classes, provenance, best, calibration)
+    model_folder.save(outputs.model, network, card)
 
 
 def _provenance(task: Task, dtype: torch.dtype) -> dict[str, Any]:
@@ -243,7 +294,7 @@ def _provenance(task: Task, dtype: torch.dtype) -> dict[str, Any]:
         "table": task.table.fingerprint,
         "first_labels": hashlib.sha256(task.labels.numpy().tobytes()).hexdigest(),
         "supervision": task.supervision.identity,
-        "student": task.student.model_dump(),
+        "student": task.design.identity,
         "recipe": task.recipe.model_dump(),
         "regime": task.regime.identity,
         "arithmetic": str(dtype).removeprefix("torch."),

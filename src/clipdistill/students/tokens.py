@@ -1,0 +1,134 @@
+"""Embeddings of an image and of its patches from any image tower of open_clip, in the space of the texts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from open_clip.modified_resnet import ModifiedResNet
+from open_clip.timm_model import TimmModel
+from open_clip.transformer import VisionTransformer
+from torch import Tensor, nn
+
+from clipdistill.errors import TeacherError
+
+Tower = nn.Module
+"""open_clip's image tower: `model.visual`."""
+
+_POOLED = "clip.model: an image tower that pools by attention has no patches in the space of the texts; take another"
+
+
+def token_embeddings(tower: Tower, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Embed images and their patches, none of them scaled to unit norm.
+
+    A vision transformer gives the class token and the patch tokens, both through the last normalisation and the one
+    projection (as MKT's released code does). A convolutional trunk gives the cells of its map, each pooled and
+    projected as if it were the whole map. CLIP's own ResNets give, for a cell, the value path of their attention
+    pooling (MaskCLIP, arXiv 2112.01071, section 3.2).
+
+    Args:
+        tower: on a device.
+        images: float [B, 3, S, S], normalised.
+
+    Returns:
+        [B, D], equal to `tower(images)`, and [B, M, D], the patches row by row.
+
+    Raises:
+        TeacherError: the tower has no patches, or images are not of the side that it takes.
+    """
+    if isinstance(tower, VisionTransformer):
+        return _transformer(tower, images)
+    if isinstance(tower, TimmModel):
+        return _timm(tower, images)
+    if isinstance(tower, ModifiedResNet):
+        return _resnet(tower, images)
+    raise TeacherError(f"clip.model: patches of a {type(tower).__name__} cannot be had; take a ViT or a ResNet")
+
+
+def takes_any_side(tower: Tower) -> bool:
+    """Whether the tower takes images of another side than its own: it has no embeddings of places."""
+    return isinstance(tower, TimmModel) and not any(name.endswith("pos_embed") for name, _ in tower.named_parameters())
+
+
+def _transformer(tower: VisionTransformer, images: Tensor) -> tuple[Tensor, Tensor]:
+    if tower.attn_pool is not None:
+        raise TeacherError(_POOLED)
+    values = tower.transformer(tower._embeds(images))
+    pooled, tokens = tower._pool(values)
+    if tower.final_ln_after_pool:
+        tokens = tower.ln_post(tokens)
+    if tower.proj is None:
+        return pooled, tokens
+    return pooled @ tower.proj, tokens @ tower.proj
+
+
+def _timm(tower: TimmModel, images: Tensor) -> tuple[Tensor, Tensor]:
+    trunk: Any = tower.trunk
+    features = trunk.forward_features(images)
+    pooled = tower.head(trunk.forward_head(features))
+    if getattr(trunk, "attn_pool", None) is not None:
+        raise TeacherError(_POOLED)
+    if features.ndim == 4:
+        cells = _cells(features, channels_last=getattr(trunk, "output_fmt", "NCHW") != "NCHW")
+        return pooled, tower.head(trunk.forward_head(cells)).reshape(len(images), -1, pooled.shape[1])
+    patches = features[:, getattr(trunk, "num_prefix_tokens", 1) :]
+    return pooled, tower.head(trunk.fc_norm(patches))
+
+
+def _cells(features: Tensor, channels_last: bool) -> Tensor:
+    """The cells of maps [B, F, h, w] or [B, h, w, F], row by row, each as a map of its own."""
+    if channels_last:
+        return features.reshape(-1, 1, 1, features.shape[3])
+    return features.permute(0, 2, 3, 1).reshape(-1, features.shape[1], 1, 1)
+
+
+def _resnet(tower: ModifiedResNet, images: Tensor) -> tuple[Tensor, Tensor]:
+    features = tower.stem(images)
+    for stage in (tower.layer1, tower.layer2, tower.layer3, tower.layer4):
+        features = stage(features)
+    pool = tower.attnpool
+    cells = features.flatten(2).transpose(1, 2)
+    values = F.linear(cells, pool.v_proj.weight, pool.v_proj.bias)
+    return pool(features), F.linear(values, pool.c_proj.weight, pool.c_proj.bias)
+
+
+def layers(tower: Tower) -> list[list[nn.Parameter]]:
+    """Trained parameters of a tower in layers, from the pixels up: the first is the stem, the last the projection.
+
+    In a vision transformer a layer is a block, and the last one holds the final normalisation and the projection, as
+    open_clip's `lock` counts them.
+
+    Raises:
+        TeacherError: a tower of an unknown kind.
+    """
+    if isinstance(tower, VisionTransformer):
+        blocks = [list(block.parameters()) for block in tower.transformer.resblocks]
+        last = [*tower.ln_post.parameters(), *([] if tower.proj is None else [tower.proj])]
+        return _with_stem(tower, blocks, last)
+    if isinstance(tower, ModifiedResNet):
+        stages = [list(getattr(tower, f"layer{number}").parameters()) for number in (1, 2, 3, 4)]
+        return _with_stem(tower, stages, list(tower.attnpool.parameters()))
+    if isinstance(tower, TimmModel):
+        return _timm_layers(tower)
+    raise TeacherError(f"clip.model: a {type(tower).__name__} cannot be trained layer by layer; take a ViT or a ResNet")
+
+
+def _with_stem(tower: Tower, blocks: list[list[nn.Parameter]], last: list[nn.Parameter]) -> list[list[nn.Parameter]]:
+    known = {id(parameter) for block in (*blocks, last) for parameter in block}
+    return [[parameter for parameter in tower.parameters() if id(parameter) not in known], *blocks, last]
+
+
+def _timm_layers(tower: TimmModel) -> list[list[nn.Parameter]]:
+    from timm.models import group_parameters  # noqa: PLC0415 - timm is heavy
+
+    trunk: Any = tower.trunk
+    groups = group_parameters(trunk, trunk.group_matcher(coarse=True))
+    found = [[trunk.get_parameter(name) for name in groups[key]] for key in sorted(groups)]
+    return [*found, list(tower.head.parameters())]
+
+
+def as_map(patches: Tensor) -> Tensor:
+    """Patches [B, M, D] of a square map as [B, D, h, h], M = h h."""
+    side = int(torch.tensor(patches.shape[1]).sqrt().round())
+    return patches.transpose(1, 2).reshape(len(patches), -1, side, side)
