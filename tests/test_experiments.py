@@ -65,6 +65,16 @@ def test_a_setting_is_lawful_and_its_own(checkout: Path, method: str, dataset: s
     assert (checkout / found.dataset.root).is_dir()
 
 
+@pytest.mark.parametrize(
+    ("dataset", "vocabulary"),
+    [("voc07", "voc-15-5"), ("voc12", "voc-15-5"), ("coco14", "coco-48-17"), ("nuswide-official", "classes")],
+)
+def test_a_data_set_has_the_open_vocabulary_that_needs_no_other_files(
+    checkout: Path, dataset: str, vocabulary: str
+) -> None:
+    assert resolve(checkout, "cdul", dataset)[1].dataset.open_vocabulary == vocabulary
+
+
 @pytest.mark.parametrize("dataset", DATASETS)
 def test_cdul_has_the_batch_of_its_data_set(checkout: Path, dataset: str) -> None:
     found = resolve(checkout, "cdul", dataset)[1]

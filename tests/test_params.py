@@ -45,6 +45,15 @@ def test_exponents_without_a_point_are_numbers(tmp_path: Path) -> None:
         ("evaluate: {threshold: '0.5'}", r"evaluate\.threshold: .*number, found '0\.5'"),
         ("train: {recipe: {seed: 4294967296}}", r"train\.recipe\.seed: .*less than 4294967296"),
         ("pseudo_label: {temperature: moel}", r"pseudo_label\.temperature: .*'model', found 'moel'"),
+        ("dataset: {open_vocabulary: all}", r"dataset\.open_vocabulary: .*'classes'.*found 'all'"),
+        ("dataset: {unseen: cat}", r"dataset\.unseen: .*list, found 'cat'"),
+        ("dataset: {reader: coco, open_vocabulary: attributes}", r"attributes needs reader voc and annotations xml"),
+        (
+            "dataset: {annotations: main, open_vocabulary: attributes}",
+            r"attributes needs reader voc and annotations xml",
+        ),
+        ("dataset: {open_vocabulary: nuswide-925-81}", r"nuswide-925-81 needs reader nuswide: set it, or set"),
+        ("dataset: {open_vocabulary: voc-15-5, unseen: [cat]}", r"voc-15-5 has its own unseen labels; empty `unseen`"),
         ("dataset: null", r"dataset: .*found None"),
         ("dataset: {reader: imagenet}", r"dataset\.reader: .*'voc'.*found 'imagenet'"),
         ("clip: {precision: int8}", r"clip\.precision: .*'fp32'"),
@@ -89,7 +98,11 @@ def test_a_missing_file_says_where_to_stand(tmp_path: Path) -> None:
 
 
 def test_the_file_of_the_project_states_the_defaults() -> None:
-    assert params.load(Path(__file__).resolve().parents[1] / "params.yaml") == params.Params()
+    stated = params.load(Path(__file__).resolve().parents[1] / "params.yaml")
+    # The generated data set has colours; another one's default must do without.
+    assert stated.dataset.open_vocabulary == "attributes"
+    dataset = stated.dataset.model_copy(update={"open_vocabulary": params.DatasetParams().open_vocabulary})
+    assert stated.model_copy(update={"dataset": dataset}) == params.Params()
 
 
 def test_aliases_keep_messages_short(tmp_path: Path) -> None:

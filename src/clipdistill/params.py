@@ -67,6 +67,14 @@ class DatasetParams(Section):
     prompt_names: dict[str, Text] = Field(
         default_factory=dict, description="name in prompts by class name, over the reader's own"
     )
+    open_vocabulary: Literal["classes", "attributes", "coco-48-17", "voc-15-5", "nuswide-925-81"] = Field(
+        "classes",
+        description="labels some of which training does not see: the classes, those in `unseen` not; voc: each colour "
+        "of each class (attributes.txt, unseen.txt); splits of the literature, seen and unseen labels",
+    )
+    unseen: list[str] = Field(
+        default_factory=list, description="open_vocabulary classes: names of the classes that training does not see"
+    )
     download: bool = Field(False, description="voc: fetch the archives through torchvision where they are missing")
     on_problem: Literal["stop", "leave_out"] = Field(
         "stop",
@@ -80,6 +88,19 @@ class DatasetParams(Section):
     def _name_is_not_taken(self) -> Self:
         if self.name in ("raw", "teachers"):
             raise ValueError(f"name {self.name!r} is a folder of the pipeline's own; choose another")
+        return self
+
+    @model_validator(mode="after")
+    def _open_vocabulary_fits_the_reader(self) -> Self:
+        cure = "or set open_vocabulary: classes"
+        if self.unseen and self.open_vocabulary != "classes":
+            raise ValueError(
+                f"open_vocabulary {self.open_vocabulary} has its own unseen labels; empty `unseen`, {cure}"
+            )
+        if self.open_vocabulary == "attributes" and (self.reader, self.annotations) != ("voc", "xml"):
+            raise ValueError(f"open_vocabulary attributes needs reader voc and annotations xml: set them, {cure}")
+        if self.open_vocabulary == "nuswide-925-81" and self.reader != "nuswide":
+            raise ValueError(f"open_vocabulary nuswide-925-81 needs reader nuswide: set it, {cure}")
         return self
 
 

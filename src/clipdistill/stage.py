@@ -177,6 +177,15 @@ class Paths:
         """Ground truth of a split."""
         return self.data / split / "labels.zarr"
 
+    @property
+    def open_classes(self) -> Path:
+        """Labels of the open vocabulary."""
+        return self.data / "open" / "classes.yaml"
+
+    def open_labels(self, split: str) -> Path:
+        """Ground truth of the open vocabulary's labels."""
+        return self.data / "open" / f"{split}.zarr"
+
     def embeddings(self, split: str, kind: str) -> Path:
         """Embeddings of a split's views."""
         return self.cache / split / f"{kind}.zarr"

@@ -100,3 +100,14 @@ def write_nuswide(
     for number, path in enumerate(every):
         write_jpeg(root / "Flickr" / path, number)
     return root
+
+
+def write_nuswide_tags(root: Path, tags: Sequence[str], given: Mapping[str, Sequence[str]]) -> Path:
+    """Write the tags of the images that `write_nuswide` has written: names by path, in the publisher's form."""
+    paths = (root / "ImageList" / "Imagelist.txt").read_text().replace("\\", "/").split()
+    folder = root / "NUS_WID_Tags"
+    write_text(folder / "TagList1k.txt", "".join(f"{tag}\n" for tag in tags))
+    rows = [[int(tag in given.get(path, ())) for tag in tags] for path in paths]
+    # A tab after the last value too: each line ends with two characters that are none.
+    write_text(folder / "AllTags1k.txt", "".join("".join(f"{value}\t" for value in row) + "\n" for row in rows))
+    return folder

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from raw_layouts import REAL_VOC, Objects, write_coco, write_jpeg, write_text, write_voc
 
-from clipdistill import store
+from clipdistill import stage, store
 from clipdistill.datasets import images, table
 from clipdistill.datasets.format import format_dataset
 from clipdistill.datasets.scenes.voc_layout import generate_scenes
@@ -90,8 +90,62 @@ def test_table_labels_and_classes_agree(root: Path, out: Path) -> None:
         },
         "contents_in_both_splits": 0,
         "notes": {},
+        "open_vocabulary": {
+            "seen": 2,
+            "unseen": 0,
+            "labels_per_image": {"train": 1.0, "val": 0.5},
+            "unseen_positives": 0,
+        },
     }
     json.dumps(metrics, allow_nan=False)
+
+
+def test_the_open_vocabulary_is_written_beside_the_classes(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    paths = stage.Paths("mini")
+    out = paths.data
+    metrics = format_dataset(params(root, unseen=["cat"]), out, 1)
+    assert table.read_classes(out / "classes.yaml") == [ClassName("cat", "cat"), ClassName("dog", "hound")]
+    assert table.read_classes(paths.open_classes) == [
+        ClassName("dog", "hound"), ClassName("cat", "cat", seen=False)
+    ]  # fmt: skip
+    for split in ("train", "val"):
+        loaded = ImageTable.load(out / split / "images.parquet")
+        labels = table.read_labels(out / split / "labels.zarr", loaded)
+        assert table.read_labels(paths.open_labels(split), loaded).tolist() == labels[:, [1, 0]].tolist()
+    assert metrics["open_vocabulary"] == {
+        "seen": 1,
+        "unseen": 1,
+        "labels_per_image": {"train": 1.0, "val": 0.5},
+        "unseen_positives": 0,
+    }
+
+
+def test_without_unseen_classes_the_open_vocabulary_has_the_bytes_of_the_classes(root: Path, out: Path) -> None:
+    format_dataset(params(root), out, 1)
+    assert (out / "open" / "classes.yaml").read_bytes() == (out / "classes.yaml").read_bytes()
+    assert (out / "classes.yaml").read_text() == "- name: cat\n  prompt: cat\n- name: dog\n  prompt: hound\n"
+
+
+def test_rows_of_the_open_labels_belong_to_the_images_that_are_left(root: Path, out: Path) -> None:
+    write_text(root / "attributes.txt", "red\nblue\n")
+    write_text(root / "unseen.txt", "blue dog\n")
+    colours = {"t1": "red", "t2": "red", "t3": "blue", "v1": "blue", "v2": "red"}
+    for image_id, colour in colours.items():
+        xml = f"<annotation><object><name>dog</name><color>{colour}</color></object></annotation>"
+        write_text(root / "Annotations" / f"{image_id}.xml", xml)
+    write_text(root / "ImageSets" / "Main" / "train.txt", "t3\nt2\nt1\n")
+    write_text(picture(root, "t2"), "no image")
+    metrics = format_dataset(params(root, open_vocabulary="attributes", on_problem="leave_out"), out, 2)
+    loaded = ImageTable.load(out / "train" / "images.parquet")
+    assert loaded.ids == ["t1", "t3"]
+    assert [item.name for item in table.read_classes(out / "open" / "classes.yaml")] == [
+        "red cat", "blue cat", "red dog", "blue dog"
+    ]  # fmt: skip
+    assert table.read_labels(out / "open" / "train.zarr", loaded).tolist() == [[0, 0, 1, 0], [0, 0, 0, 1]]
+    assert metrics["open_vocabulary"]["unseen_positives"] == 1
 
 
 def test_bytes_do_not_depend_on_workers_or_on_the_order_of_the_list(root: Path, tmp_path: Path) -> None:
@@ -311,8 +365,10 @@ def test_notes_of_the_reader_reach_the_metrics(tmp_path: Path, out: Path) -> Non
 
 def test_the_generated_data_set_is_read(tmp_path: Path, out: Path) -> None:
     generate_scenes(ScenesParams(train_images=3, val_images=2, image_size=64), tmp_path / "scenes", workers=1)
-    metrics = format_dataset(params(tmp_path / "scenes", name="scenes"), out, 1)
+    metrics = format_dataset(params(tmp_path / "scenes", name="scenes", open_vocabulary="attributes"), out, 1)
     assert (metrics["train"]["images"], metrics["val"]["images"]) == (3, 2)
+    assert (metrics["open_vocabulary"]["seen"], metrics["open_vocabulary"]["unseen"]) == (72, 24)
+    assert metrics["open_vocabulary"]["labels_per_image"]["val"] >= metrics["val"]["labels_per_image"]
     assert metrics["classes"] == len(table.read_classes(out / "classes.yaml")) > 2
     for split in ("train", "val"):
         assert 1 <= metrics[split]["labels_per_image"] <= 4

@@ -12,11 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from raw_layouts import write_coco, write_jpeg, write_nuswide, write_text, write_voc
+from raw_layouts import write_coco, write_jpeg, write_nuswide, write_nuswide_tags, write_text, write_voc
 
 import damage
 from clipdistill.datasets import table
 from clipdistill.datasets.formatted import write_formatted
+from clipdistill.datasets.open_vocabulary import labels_of
+from clipdistill.datasets.prompt_names import NUSWIDE_CLASSES
 from clipdistill.datasets.raw import RawDataset
 from clipdistill.datasets.readers import read_raw
 from clipdistill.datasets.table import ClassName, ImageTable
@@ -42,6 +44,23 @@ def write_coco_release(root: Path) -> None:
 
 def write_nuswide_release(root: Path) -> None:
     write_nuswide(root, {"a/1.jpg": [0, 1], "a/2.jpg": [1, 0]}, {"b/3.jpg": [1, 1]}, ["cat", "dog"])
+
+
+def write_coloured_release(root: Path) -> None:
+    write_voc_release(root)
+    write_text(root / "attributes.txt", "red\nblue\n")
+    write_text(root / "unseen.txt", "red cat\nblue dog\n")
+    xml = (
+        "<annotation><object><name>cat</name><color>red</color></object><object><name>dog</name></object></annotation>"
+    )
+    write_text(root / "Annotations" / "a.xml", xml)
+
+
+def write_tagged_nuswide_release(root: Path) -> None:
+    concept = [0] * len(NUSWIDE_CLASSES)
+    write_nuswide(root, {"a/1.jpg": concept, "a/2.jpg": concept}, {"b/3.jpg": concept}, NUSWIDE_CLASSES)
+    tags = [f"tag{number}" for number in range(925)]
+    write_nuswide_tags(root, tags, {"a/1.jpg": tags[:3], "b/3.jpg": tags[-1:]})
 
 
 def write_formatted_release(root: Path) -> None:
@@ -89,6 +108,16 @@ READERS: dict[str, tuple[Callable[[Path], None], dict[str, object], list[str]]] 
             "AllLabels/Labels_cat.txt",
         ],
     ),
+    "voc coloured": (
+        write_coloured_release,
+        {"open_vocabulary": "attributes"},
+        ["attributes.txt", "unseen.txt", "classes.txt", "Annotations/a.xml"],
+    ),
+    "nuswide tagged": (
+        write_tagged_nuswide_release,
+        {"train": "Train", "val": "Test", "open_vocabulary": "nuswide-925-81"},
+        ["NUS_WID_Tags/TagList1k.txt", "NUS_WID_Tags/AllTags1k.txt", "ConceptsList/Concepts81.txt"],
+    ),
     "formatted": (
         write_formatted_release,
         {"images": "."},
@@ -101,10 +130,15 @@ READERS: dict[str, tuple[Callable[[Path], None], dict[str, object], list[str]]] 
 def check_dataset(root: Path, found: RawDataset) -> None:
     """What every later stage may rely on."""
     assert len({item.name for item in found.classes}) == len(found.classes) > 0
+    assert len({item.name for item in found.open_classes}) == len(found.open_classes) > 0
+    assert found.open_classes[0].seen
     for part in found.splits.values():
         assert len(set(part.ids)) == len(part.ids) == len(part.paths)
         assert part.labels.shape == (len(part.ids), len(found.classes))
         assert set(np.unique(part.labels)) <= {-1, 0, 1}
+        open_labels = labels_of(part, found.classes, found.open_classes)
+        assert open_labels.shape == (len(part.ids), len(found.open_classes))
+        assert set(np.unique(open_labels)) <= {-1, 0, 1}
         for path in part.paths:
             assert (found.image_root / path).resolve().is_relative_to(root.resolve())
             assert (found.image_root / path).is_file()

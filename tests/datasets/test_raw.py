@@ -114,6 +114,16 @@ def test_assemble_takes_an_image_of_both_splits_out_of_training() -> None:
     assert [(item.kind, item.split, item.where) for item in data.problems] == [("duplicate_id", "train", "b")]
 
 
+def test_a_selection_takes_the_open_labels_along_where_there_are_any() -> None:
+    closed = RawSplit(["a", "b"], ["a.jpg", "b.jpg"], np.array([[1], [0]], np.int8))
+    assert closed.take([1]).open_labels is None
+    whole = RawSplit(closed.ids, closed.paths, closed.labels, np.array([[1, 0], [0, 1]], np.int8))
+    picked = whole.take([1, 0])
+    assert picked.ids == ["b", "a"]
+    assert picked.open_labels is not None
+    assert picked.open_labels.tolist() == [[0, 1], [1, 0]]
+
+
 @pytest.mark.parametrize(("path", "expected"), [("a/b.c.jpg", "a/b.c"), ("a.b/c", "a.b/c"), (".jpg", ""), ("x", "x")])
 def test_path_id_drops_the_suffix_alone(path: str, expected: str) -> None:
     assert raw.path_id(path) == expected

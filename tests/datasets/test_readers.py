@@ -47,6 +47,7 @@ def test_every_reader_gives_the_same_form(tmp_path: Path, reader: Any) -> None: 
     data = read_raw(DatasetParams(name="mini", reader=reader, root=str(tmp_path), **names))
     assert data.problems == []
     assert [item.name for item in data.classes] == ["cat"]
+    assert data.open_classes == data.classes
     for split in ("train", "val"):
         part = data.splits[split]
         assert len(part.ids) == len(part.paths) == 1

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import Image, JpegImagePlugin
 
 from clipdistill.datasets.scenes.making import in_chunks, whole_folder
 from clipdistill.datasets.scenes.objects import CLASSES, COLOURS
-from clipdistill.datasets.scenes.voc_layout import generate_scenes
+from clipdistill.datasets.scenes.voc_layout import generate_scenes, unseen_combinations
 from clipdistill.errors import ArtifactError
 from clipdistill.params import ScenesParams
 
@@ -60,9 +61,18 @@ def test_every_file_of_the_layout_is_there_and_no_other(scenes: Path) -> None:
         {f"JPEGImages/{stem}.jpg" for stem in every}
         | {f"Annotations/{stem}.xml" for stem in every}
         | {f"SegmentationClass/{stem}.png" for stem in stems["val"]}
-        | {"ImageSets/Main/train.txt", "ImageSets/Main/val.txt", "classes.txt"}
+        | {"ImageSets/Main/train.txt", "ImageSets/Main/val.txt", "classes.txt", "attributes.txt", "unseen.txt"}
     )
     assert (scenes / "classes.txt").read_text().splitlines() == list(CLASSES)
+    assert (scenes / "attributes.txt").read_text().splitlines() == list(COLOURS)
+    assert (scenes / "unseen.txt").read_text().splitlines() == unseen_combinations()
+
+
+def test_every_class_has_two_unseen_colours_and_every_colour_three_unseen_classes() -> None:
+    pairs = [combination.split() for combination in unseen_combinations()]
+    assert len(pairs) == len(set(unseen_combinations())) == 24
+    assert Counter(name for _, name in pairs) == dict.fromkeys(CLASSES, 2)
+    assert Counter(colour for colour, _ in pairs) == dict.fromkeys(COLOURS, 3)
 
 
 def test_annotations_have_vocs_fields_and_a_colour(scenes: Path) -> None:

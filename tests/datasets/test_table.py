@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
-from clipdistill.datasets.table import ImageTable, read_classes
+from clipdistill.datasets.table import ClassName, ImageTable, read_classes, write_classes
 from clipdistill.errors import ArtifactError
 
 
@@ -75,3 +79,23 @@ def test_what_is_no_class_list_is_refused(tmp_path: Path, text: bytes) -> None:
     (tmp_path / "classes.yaml").write_bytes(text)
     with pytest.raises(ArtifactError, match=r"classes\.yaml is not a class list .*run `dvc repro format`"):
         read_classes(tmp_path / "classes.yaml")
+
+
+@pytest.mark.parametrize("value", ["1", "null", "'false'", "[true]"])
+def test_seen_is_true_or_false(tmp_path: Path, value: str) -> None:
+    (tmp_path / "classes.yaml").write_text(f"- {{name: a, prompt: a, seen: {value}}}\n")
+    with pytest.raises(ArtifactError, match=r"classes\.yaml is not a class list"):
+        read_classes(tmp_path / "classes.yaml")
+
+
+TEXT = st.text(st.characters(categories=["L", "N", "P", "Zs"]), min_size=1, max_size=9)
+
+
+@given(st.lists(st.builds(ClassName, TEXT, TEXT, st.booleans()), min_size=1, max_size=5, unique_by=lambda c: c.name))
+def test_a_class_list_comes_back_and_says_only_what_is_unseen(classes: list[ClassName]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "classes.yaml"
+        write_classes(path, classes)
+        assert read_classes(path) == classes
+        keys = [list(item) for item in yaml.safe_load(path.read_text(encoding="utf-8"))]
+    assert keys == [["name", "prompt"] if item.seen else ["name", "prompt", "seen"] for item in classes]

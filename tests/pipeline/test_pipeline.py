@@ -190,7 +190,8 @@ def test_own_images_without_labels_train_a_student(project: Project) -> None:
     folder = project.folder / "own"
     shutil.copytree(project.folder / "data" / "raw" / "scenes" / "JPEGImages", folder / "holiday pictures")
     (folder / "classes.txt").write_text("fish\ncar\numbrella\n")
-    project.set({"dataset.name": "own", "dataset.reader": "folder", "dataset.root": "own"})
+    changes = {"name": "own", "reader": "folder", "root": "own", "open_vocabulary": "classes"}
+    project.set({f"dataset.{key}": value for key, value in changes.items()})
     ran = project.repro("model@cdul", "evaluate@ccd", "model@supervised", "pseudo_label@ccd")
     assert "generate" not in ran
     models = project.folder / "cache" / "own" / "models"
@@ -208,7 +209,8 @@ def test_own_images_without_labels_train_a_student(project: Project) -> None:
 
 @pytest.mark.skipif(not PHOTOGRAPHS.is_dir(), reason="the photographs of VOC 2012 are not here")
 def test_real_photographs_from_files_to_metrics(project: Project) -> None:
-    project.set({"dataset.name": "voc-subset", "dataset.root": str(PHOTOGRAPHS)})
+    changes = {"name": "voc-subset", "root": str(PHOTOGRAPHS), "open_vocabulary": "voc-15-5"}
+    project.set({f"dataset.{key}": value for key, value in changes.items()})
     project.repro("evaluate@cdul", "evaluate@teacher")
     report = project.json("metrics/format.json")
     assert (report["train"]["images"], report["val"]["images"]) == (70, 40)

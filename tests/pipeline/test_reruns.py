@@ -45,6 +45,7 @@ RERUNS_FROM: list[tuple[dict[str, Any], set[str]]] = [
     ),
     ({"prompts.templates": ["a {}"]}, {"embed_text"}),
     ({"dataset.prompt_names": {"fish": "small fish"}}, {"format"}),
+    ({"dataset.open_vocabulary": "classes"}, {"format"}),
     ({"views.snippets.grid": 2}, {"embed@snippets"}),
     ({"views.cam.resize": "open_clip"}, {"embed@cam"} | ROUNDS),
     ({"views.global.resize": "squash"}, {"embed@global"}),

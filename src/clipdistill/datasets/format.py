@@ -13,16 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from clipdistill.datasets import images, table
+from clipdistill.datasets import images, open_vocabulary, table
 from clipdistill.datasets.raw import Problem, RawDataset, RawSplit
 from clipdistill.datasets.readers import read_raw
 from clipdistill.datasets.table import SPLITS, ImageTable, Split
 from clipdistill.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from clipdistill.datasets.table import ClassName, Labels
     from clipdistill.params import DatasetParams
 
 _LOGGED = 100
@@ -36,7 +37,8 @@ def format_dataset(params: DatasetParams, out: Path, workers: int) -> dict[str, 
 
     Args:
         params: section `dataset`.
-        out: folder; gets {train,val}/images.parquet, {train,val}/labels.zarr and classes.yaml.
+        out: folder; gets {train,val}/images.parquet, {train,val}/labels.zarr and classes.yaml, and of the open
+            vocabulary open/classes.yaml and open/{train,val}.zarr.
         workers: threads that read and decode images, at least 1; the result does not depend on it.
 
     Returns:
@@ -57,11 +59,17 @@ def format_dataset(params: DatasetParams, out: Path, workers: int) -> dict[str, 
     for problem in problems[:_LOGGED]:
         _log.warning("%s", problem)
     _judge(params, problems)
+    open_labels = {
+        split: open_vocabulary.labels_of(part, raw.classes, raw.open_classes) for split, part in parts.items()
+    }
     table.write_classes(out / "classes.yaml", raw.classes)
+    table.write_classes(out / "open" / "classes.yaml", raw.open_classes)
     for split in SPLITS:
         tables[split].write(out / split / "images.parquet")
         table.write_labels(out / split / "labels.zarr", parts[split].labels, tables[split], raw.classes)
-    return _metrics(params, raw, tables, parts, problems)
+        table.write_labels(out / "open" / f"{split}.zarr", open_labels[split], tables[split], raw.open_classes)
+    metrics = _metrics(params, raw, tables, parts, problems)
+    return metrics | {"open_vocabulary": _open_counts(raw.open_classes, open_labels)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,14 +161,35 @@ def _metrics(
 
 def _counts(part: RawSplit, names: list[str]) -> dict[str, Any]:
     positives = (part.labels == 1).sum(axis=0)
-    labelled = int((part.labels >= 0).any(axis=1).sum())
+    labelled = _labelled(part.labels)
     return {
         "images": len(part.ids),
         "labelled_images": labelled,
         "positives": int(positives.sum()),
-        "labels_per_image": round(float(positives.sum()) / labelled, 4) if labelled else None,
+        "labels_per_image": _labels_per_image(part.labels),
         "unknown_share": round(float((part.labels < 0).mean()), 6),
         "positives_per_class": dict(zip(names, positives.tolist(), strict=True)),
+    }
+
+
+def _labelled(labels: Labels) -> int:
+    return int((labels >= 0).any(axis=1).sum())
+
+
+def _labels_per_image(labels: Labels) -> float | None:
+    """Positives of an image that has any label known; None where no image has."""
+    labelled = _labelled(labels)
+    return round(int((labels == 1).sum()) / labelled, 4) if labelled else None
+
+
+def _open_counts(labels: Sequence[ClassName], ground_truth: Mapping[Split, Labels]) -> dict[str, Any]:
+    seen = sum(item.seen for item in labels)
+    return {
+        "seen": seen,
+        "unseen": len(labels) - seen,
+        "labels_per_image": {split: _labels_per_image(ground_truth[split]) for split in SPLITS},
+        # Those that a zero-shot evaluation is about.
+        "unseen_positives": int((ground_truth["val"][:, seen:] == 1).sum()),
     }
 
 

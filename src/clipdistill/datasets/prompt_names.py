@@ -16,18 +16,19 @@ if TYPE_CHECKING:
 CLASS_FILE = "classes.txt"
 
 
-def _names(text: str) -> tuple[str, ...]:
+def listed(text: str) -> tuple[str, ...]:
+    """Names that commas part, without the white space around them."""
     return tuple(name.strip() for name in text.split(","))
 
 
-VOC_CLASSES = _names(
+VOC_CLASSES = listed(
     """
     aeroplane, bicycle, bird, boat, bottle, bus, car, cat, chair, cow, diningtable, dog, horse,
     motorbike, person, pottedplant, sheep, sofa, train, tvmonitor
     """
 )
 
-COCO_CLASSES = _names(
+COCO_CLASSES = listed(
     """
     person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light,
     fire hydrant, stop sign, parking meter, bench, bird, cat, dog, horse, sheep, cow, elephant,
@@ -40,7 +41,7 @@ COCO_CLASSES = _names(
     """
 )
 
-NUSWIDE_CLASSES = _names(
+NUSWIDE_CLASSES = listed(
     """
     airport, animal, beach, bear, birds, boats, book, bridge, buildings, cars, castle, cat,
     cityscape, clouds, computer, coral, cow, dancing, dog, earthquake, elk, fire, fish, flags,

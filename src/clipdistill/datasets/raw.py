@@ -73,15 +73,24 @@ class RawSplit:
         ids: unique.
         paths: POSIX paths below the image root.
         labels: int8 [N, C]: 1 present, 0 absent, -1 unknown or left out.
+        open_labels: int8 [N, L], the same of the open vocabulary; None where its labels are classes, so that columns
+            of `labels` say it all.
     """
 
     ids: list[str]
     paths: list[str]
     labels: Labels
+    open_labels: Labels | None = None
 
     def take(self, rows: Sequence[int]) -> RawSplit:
         """Select rows, in the order given."""
-        return RawSplit([self.ids[row] for row in rows], [self.paths[row] for row in rows], self.labels[list(rows)])
+        index = list(rows)
+        return RawSplit(
+            [self.ids[row] for row in index],
+            [self.paths[row] for row in index],
+            self.labels[index],
+            None if self.open_labels is None else self.open_labels[index],
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -94,6 +103,8 @@ class RawDataset:
         splits: by name; no id is in both.
         problems: one for each image that is not in its split.
         notes: counts worth keeping with the metrics (JSON values).
+        open_classes: labels of the open vocabulary in column order, the seen ones first; empty where a reader leaves
+            it to `read_raw` to choose them from the classes.
     """
 
     image_root: Path
@@ -101,6 +112,7 @@ class RawDataset:
     splits: dict[Split, RawSplit]
     problems: list[Problem]
     notes: dict[str, Any] = field(default_factory=dict)
+    open_classes: list[ClassName] = field(default_factory=list)
 
 
 class Fence:
@@ -186,6 +198,7 @@ def assemble(
     splits: Mapping[Split, RawSplit],
     problems: Sequence[Problem],
     notes: Mapping[str, Any] | None = None,
+    open_classes: Sequence[ClassName] = (),
 ) -> RawDataset:
     """Put a data set together; an image of both splits is a leak and stays in `val` alone.
 
@@ -195,6 +208,7 @@ def assemble(
         splits: both splits.
         problems: what the reader found.
         notes: counts worth keeping.
+        open_classes: labels of the open vocabulary, where the splits have labels of their own for them.
 
     Returns:
         The data set.
@@ -208,7 +222,7 @@ def assemble(
         if image_id in held_out
     ]
     parts: dict[Split, RawSplit] = {"train": train.take(rows) if leaks else train, "val": splits["val"]}
-    return RawDataset(image_root, classes, parts, [*problems, *leaks], dict(notes or {}))
+    return RawDataset(image_root, classes, parts, [*problems, *leaks], dict(notes or {}), list(open_classes))
 
 
 def read_text(path: Path, cure: str) -> str:

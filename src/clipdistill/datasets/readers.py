@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from clipdistill.datasets import coco, folder, formatted, nuswide, voc
+from clipdistill.datasets import coco, folder, formatted, nuswide, open_vocabulary, voc
 
 if TYPE_CHECKING:
     from clipdistill.datasets.raw import RawDataset
@@ -26,10 +27,13 @@ def read_raw(params: DatasetParams) -> RawDataset:
         params: section `dataset`.
 
     Returns:
-        Paths and labels of both splits, and the problems that were met.
+        Paths and labels of both splits, the labels of the open vocabulary, and the problems that were met.
 
     Raises:
         DataError: files are missing or contradictory; the text says what to get and where to put it.
         ParamsError: a parameter does not fit the layout.
     """
-    return _READERS[params.reader](params)
+    found = _READERS[params.reader](params)
+    if found.open_classes:
+        return found
+    return replace(found, open_classes=open_vocabulary.choose(params, found.classes))

@@ -40,10 +40,17 @@ _SCHEMA = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class ClassName:
-    """A class: its name in the data set, and how a prompt says it."""
+    """A class, or a label of an open vocabulary.
+
+    Attributes:
+        name: its name in the data set.
+        prompt: how a prompt says it.
+        seen: whether training may see it; False only in an open vocabulary.
+    """
 
     name: str
     prompt: str
+    seen: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +140,8 @@ def _is_place(content: Any) -> bool:  # noqa: ANN401 - whatever the file beside 
 
 def write_classes(path: Path, classes: list[ClassName]) -> None:
     """Write the class list; its order is the order of the columns everywhere."""
-    content = [{"name": item.name, "prompt": item.prompt} for item in classes]
+    # A list without unseen labels says nothing about it.
+    content = [{"name": item.name, "prompt": item.prompt} | ({} if item.seen else {"seen": False}) for item in classes]
     store.write_atomically(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True).encode())
 
 
@@ -149,8 +157,8 @@ def read_classes(path: Path) -> list[ClassName]:
         raise ArtifactError(f"{path} is missing: run `dvc repro format`, or `dvc pull`") from None
     except (OSError, yaml.YAMLError, TypeError):
         classes = []
-    texts = [text for item in classes for text in (item.name, item.prompt)]
-    if not classes or not all(isinstance(text, str) for text in texts) or len({c.name for c in classes}) < len(classes):
+    lawful = all(isinstance(c.name, str) and isinstance(c.prompt, str) and isinstance(c.seen, bool) for c in classes)
+    if not classes or not lawful or len({c.name for c in classes}) < len(classes):
         raise ArtifactError(f"{path} is not a class list of this version: run `dvc repro format`")
     return classes
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tarfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 from xml.etree.ElementTree import Element, ParseError
 
 import defusedxml.ElementTree
@@ -16,18 +16,20 @@ import numpy as np
 import numpy.typing as npt
 from defusedxml.common import DefusedXmlException
 
-from clipdistill.datasets import prompt_names
+from clipdistill.datasets import open_vocabulary, prompt_names
 from clipdistill.datasets.raw import Fence, Problem, RawDataset, RawSplit, Refusal, admit, assemble, read_lines
 from clipdistill.datasets.table import SPLITS, Split
 from clipdistill.errors import DataError, ParamsError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
 
     from clipdistill.datasets.table import ClassName, Labels
     from clipdistill.params import DatasetParams
 
 Values = npt.NDArray[np.int8]
+Key = TypeVar("Key")
+Combinations = dict[tuple[str, str], "ClassName"]
 
 # The official training and test images of 2007 come in two archives, those of 2012 in one.
 _ARCHIVES = {
@@ -37,28 +39,41 @@ _ARCHIVES = {
 _DIFFICULT_ONLY = {"negative": 0, "positive": 1, "ignore": -1}
 
 
+class _Object(NamedTuple):
+    """What is read of an object: no place, so that an image has each of them once."""
+
+    name: str
+    colour: str
+    difficult: bool
+
+
 def read(params: DatasetParams) -> RawDataset:
     """Read the annotations of both splits.
 
     Args:
         params: `root` holds VOCdevkit/VOC{year} or VOC{year}, or is such a folder; `train` and `val` name
             lists in ImageSets/Main; a classes.txt in that folder, or in VOCdevkit beside it, names other classes
-            than VOC's.
+            than VOC's. There attributes.txt and unseen.txt are, where the open vocabulary is that of attributes: a
+            label for each colour that objects may have (`<color>`) and each class.
 
     Returns:
         The data set; an image is at {id}.jpg below JPEGImages.
 
     Raises:
-        DataError: the layout or a list is missing, or a list contradicts itself.
+        DataError: the layout or a list is missing, or a list contradicts itself or another.
         ParamsError: `year` is neither 2007 nor 2012, or a prompt name is for an unknown class.
     """
     if params.year not in _ARCHIVES:
         raise ParamsError(f"dataset.year: VOC is read for 2007 and 2012, found {params.year}")
     base = _base(params)
-    classes = _classes(base, params)
+    folder = _class_folder(base, params)
+    classes = _classes(folder, params)
+    combinations: Combinations = {}
+    if params.open_vocabulary == "attributes":
+        combinations = open_vocabulary.read_combinations(folder, classes)
     problems: list[Problem] = []
-    splits = {split: _read_split(base, split, params, classes, problems) for split in SPLITS}
-    return assemble(base / "JPEGImages", classes, splits, problems)
+    splits = {split: _read_split(base, split, params, classes, combinations, problems) for split in SPLITS}
+    return assemble(base / "JPEGImages", classes, splits, problems, open_classes=list(combinations.values()))
 
 
 def apply_policy(values: Values, difficult: Literal["negative", "positive", "ignore"]) -> Labels:
@@ -119,17 +134,27 @@ def _download(root: Path, year: int, wanted: Sequence[str]) -> None:
             ) from error
 
 
-def _classes(base: Path, params: DatasetParams) -> list[ClassName]:
-    """The twenty of VOC, or those of a list in the release or beside it."""
-    for place in [base] if base == Path(params.root) else [base, base.parent]:
-        own = place / prompt_names.CLASS_FILE
-        if own.is_file():
-            return prompt_names.read_class_file(own, params.prompt_names)
+def _class_folder(base: Path, params: DatasetParams) -> Path:
+    """Where lists of one's own lie: the folder with classes.txt, in the release or beside it, else the release."""
+    places = [base] if base == Path(params.root) else [base, base.parent]
+    return next((place for place in places if (place / prompt_names.CLASS_FILE).is_file()), base)
+
+
+def _classes(folder: Path, params: DatasetParams) -> list[ClassName]:
+    """The twenty of VOC, or those of a list in the folder."""
+    own = folder / prompt_names.CLASS_FILE
+    if own.is_file():
+        return prompt_names.read_class_file(own, params.prompt_names)
     return prompt_names.with_prompts(prompt_names.VOC_CLASSES, prompt_names.VOC_PROMPTS, params.prompt_names)
 
 
 def _read_split(
-    base: Path, split: Split, params: DatasetParams, classes: list[ClassName], problems: list[Problem]
+    base: Path,
+    split: Split,
+    params: DatasetParams,
+    classes: list[ClassName],
+    combinations: Combinations,
+    problems: list[Problem],
 ) -> RawSplit:
     name = params.train if split == "train" else params.val
     path = _list_file(base, name)
@@ -140,19 +165,31 @@ def _read_split(
     rows = admit(Fence(base / "JPEGImages"), split, ids, [f"{image_id}.jpg" for image_id in ids], problems)
     ids = [ids[row] for row in rows]
     column = {item.name: index for index, item in enumerate(classes)}
+    open_values = None
     if params.annotations == "xml":
-        values, refused = _values_from_xml(base, ids, column)
+        contents, refused = _read_annotations(base, ids, column)
+        values = _values(contents, column, lambda item: item.name)
+        if combinations:
+            open_column = {pair: index for index, pair in enumerate(combinations)}
+            open_values = _values(contents, open_column, lambda item: (item.colour, item.name))
     else:
         values, refused = _values_from_main(base, name, ids, column)
     problems.extend(Problem(kind, split, ids[row], detail) for row, (kind, detail) in sorted(refused.items()))
-    part = RawSplit(ids, [f"{image_id}.jpg" for image_id in ids], apply_policy(values, params.difficult))
+    part = RawSplit(
+        ids,
+        [f"{image_id}.jpg" for image_id in ids],
+        apply_policy(values, params.difficult),
+        None if open_values is None else apply_policy(open_values, params.difficult),
+    )
     return part.take([row for row in range(len(ids)) if row not in refused])
 
 
-def _values_from_xml(base: Path, ids: list[str], column: dict[str, int]) -> tuple[Values, dict[int, Refusal]]:
-    """Values int8 [N, C] from Annotations/*.xml, and what is wrong with the rows that have none."""
+def _read_annotations(
+    base: Path, ids: list[str], column: dict[str, int]
+) -> tuple[list[set[_Object]], dict[int, Refusal]]:
+    """Objects of N images from Annotations/*.xml, and what is wrong with the rows that have none."""
     fence = Fence(base / "Annotations", "missing_annotation")
-    values = np.full((len(ids), len(column)), -1, np.int8)
+    contents: list[set[_Object]] = [set() for _ in ids]
     refused: dict[int, Refusal] = {}
     for row, image_id in enumerate(ids):
         name = f"{image_id}.xml"
@@ -162,15 +199,26 @@ def _values_from_xml(base: Path, ids: list[str], column: dict[str, int]) -> tupl
         objects = _objects(fence.folder / name, column)
         if isinstance(objects, tuple):
             refused[row] = objects
-            continue
-        # Objects that are not difficult come last and so win over difficult ones of the same class.
-        for item, difficult in sorted(objects, key=lambda pair: not pair[1]):
-            values[row, column[item]] = 0 if difficult else 1
-    return values, refused
+        else:
+            contents[row] = objects
+    return contents, refused
 
 
-def _objects(path: Path, column: dict[str, int]) -> set[tuple[str, bool]] | Refusal:
-    """Pairs (class name, difficult) of an image's objects, or what is wrong with the file."""
+def _values(
+    contents: Sequence[Collection[_Object]], column: Mapping[Key, int], key: Callable[[_Object], Key]
+) -> Values:
+    """Values int8 [N, columns] of images by what their objects are; an object whose key has no column has no label."""
+    values = np.full((len(contents), len(column)), -1, np.int8)
+    for row, objects in enumerate(contents):
+        # Objects that are not difficult come last and so win over difficult ones with the same label.
+        for item in sorted(objects, key=lambda item: not item.difficult):
+            if (index := column.get(key(item))) is not None:
+                values[row, index] = 0 if item.difficult else 1
+    return values
+
+
+def _objects(path: Path, column: dict[str, int]) -> set[_Object] | Refusal:
+    """An image's objects, or what is wrong with the file."""
     try:
         root = defusedxml.ElementTree.parse(path, forbid_dtd=True).getroot()
         objects = {_object(element) for element in root.iterfind("object")} if root is not None else set()
@@ -178,19 +226,20 @@ def _objects(path: Path, column: dict[str, int]) -> set[tuple[str, bool]] | Refu
         return "broken_annotation", f"{path} declares a document type; not read"
     except (ParseError, ValueError, LookupError, OSError) as error:
         return "broken_annotation", f"{path} cannot be read ({error})"
-    if unknown := sorted({item for item, _ in objects} - set(column)):
+    if unknown := sorted({item.name for item in objects} - set(column)):
         return "unknown_class", f"{path} names {unknown[0]!r}, which is no class"
     return objects
 
 
-def _object(element: Element) -> tuple[str, bool]:
+def _object(element: Element) -> _Object:
     name = (element.findtext("name") or "").strip()
+    colour = (element.findtext("color") or "").strip()
     difficult = (element.findtext("difficult") or "0").strip()
     if not name:
         raise ValueError("an object without a name")
     if difficult not in ("0", "1"):
         raise ValueError(f"difficult is {difficult!r}, neither 0 nor 1")
-    return name, difficult == "1"
+    return _Object(name, colour, difficult == "1")
 
 
 def _values_from_main(

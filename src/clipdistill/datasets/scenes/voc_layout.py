@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from clipdistill.datasets.scenes.making import in_chunks, whole_folder
-from clipdistill.datasets.scenes.objects import CLASSES
+from clipdistill.datasets.scenes.objects import CLASSES, COLOURS
 from clipdistill.datasets.scenes.scene import Scene, draw_scene
 
 if TYPE_CHECKING:
@@ -27,7 +27,8 @@ def generate_scenes(params: ScenesParams, out: Path, workers: int | None = None)
 
     Writes `JPEGImages/*.jpg`, `Annotations/*.xml` (each object with its `color` besides VOC's own fields),
     `ImageSets/Main/train.txt` and `val.txt`, `SegmentationClass/*.png` of the val split (palette images: 0 no
-    object, c + 1 an object of class c) and `classes.txt` (a name a line, in the order of the columns).
+    object, c + 1 an object of class c), `classes.txt` (a name a line, in the order of the columns), and for an open
+    vocabulary of colours and classes `attributes.txt` (a colour a line) and `unseen.txt` (a combination a line).
 
     Scene i of a split depends on the seed, the split, the side, the most objects and i alone. The names of files
     count on from train to val.
@@ -52,6 +53,22 @@ def generate_scenes(params: ScenesParams, out: Path, workers: int | None = None)
         _write_lines(folder / "ImageSets" / "Main" / "train.txt", stems[: params.train_images])
         _write_lines(folder / "ImageSets" / "Main" / "val.txt", stems[params.train_images :])
         _write_lines(folder / "classes.txt", list(CLASSES))
+        _write_lines(folder / "attributes.txt", list(COLOURS))
+        _write_lines(folder / "unseen.txt", unseen_combinations())
+
+
+def unseen_combinations() -> list[str]:
+    """Combinations of a colour and a class that training is not to see: two of each class, three of each colour.
+
+    So both words of each are seen in other combinations, equally often, and only their combination is not.
+    """
+    # A Latin pattern: the quarter of all whose indices add up to a multiple of four.
+    return [
+        f"{colour} {name}"
+        for column, name in enumerate(CLASSES)
+        for index, colour in enumerate(COLOURS)
+        if (index + column) % 4 == 0
+    ]
 
 
 def scene_of(params: ScenesParams, split: str, row: int) -> Scene:
