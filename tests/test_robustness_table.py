@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-NAMED = re.compile(r"`(tests/[\w/]+\.py)::(test_\w+)(?:\[[^]`]*\])?`")
+NAMED = re.compile(r"`(tests/[\w/]+\.py)::(?:\w+::)?(test_\w+)(?:\[[^]`]*\])?`")
 
 
 def functions_of(file: Path) -> set[str]:
