@@ -67,7 +67,7 @@ def test_a_setting_is_lawful_and_its_own(checkout: Path, method: str, dataset: s
 
 @pytest.mark.parametrize(
     ("dataset", "vocabulary"),
-    [("voc07", "voc-15-5"), ("voc12", "voc-15-5"), ("coco14", "coco-48-17"), ("nuswide-official", "classes")],
+    [("voc07", "voc-15-5"), ("voc12", "voc-15-5"), ("coco14", "coco-48-17"), ("nuswide-official", "auto")],
 )
 def test_a_data_set_has_the_open_vocabulary_that_needs_no_other_files(
     checkout: Path, dataset: str, vocabulary: str

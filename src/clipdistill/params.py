@@ -67,13 +67,15 @@ class DatasetParams(Section):
     prompt_names: dict[str, Text] = Field(
         default_factory=dict, description="name in prompts by class name, over the reader's own"
     )
-    open_vocabulary: Literal["classes", "attributes", "coco-48-17", "voc-15-5", "nuswide-925-81"] = Field(
-        "classes",
+    open_vocabulary: Literal["auto", "classes", "attributes", "coco-48-17", "voc-15-5", "nuswide-925-81"] = Field(
+        "auto",
         description="labels some of which training does not see: the classes, those in `unseen` not; voc: each colour "
-        "of each class (attributes.txt, unseen.txt); splits of the literature, seen and unseen labels",
+        "of each class (attributes.txt, unseen.txt); splits of the literature; auto: attributes where there is "
+        "attributes.txt, else classes",
     )
     unseen: list[str] = Field(
-        default_factory=list, description="open_vocabulary classes: names of the classes that training does not see"
+        default_factory=list,
+        description="names of the classes that training does not see (open_vocabulary classes, auto)",
     )
     download: bool = Field(False, description="voc: fetch the archives through torchvision where they are missing")
     on_problem: Literal["stop", "leave_out"] = Field(
@@ -93,7 +95,7 @@ class DatasetParams(Section):
     @model_validator(mode="after")
     def _open_vocabulary_fits_the_reader(self) -> Self:
         cure = "or set open_vocabulary: classes"
-        if self.unseen and self.open_vocabulary != "classes":
+        if self.unseen and self.open_vocabulary not in ("auto", "classes"):
             raise ValueError(
                 f"open_vocabulary {self.open_vocabulary} has its own unseen labels; empty `unseen`, {cure}"
             )
@@ -383,6 +385,96 @@ class CcdParams(Section):
     train: CcdTrainParams = Field(CcdTrainParams(), description="students")
 
 
+class MktStudentParams(Section):
+    """The image tower of MKT's student (stage `train@mkt`)."""
+
+    backbone: str = Field(
+        "clip", min_length=1, description="clip: the teacher's own tower, from its weights on; or a network of timm"
+    )
+    weights: str = Field(
+        "none", min_length=1, description="of a network of timm: none, pretrained (timm's), or a .safetensors file"
+    )
+    sha256: Sha256 = Field("", description="SHA-256 of `weights` where it is a file")
+    image_size: StudentSide | Literal["clip"] = Field(
+        128, description="side of its input, pixels; clip: the teacher's, which all towers with places need"
+    )
+
+    @model_validator(mode="after")
+    def _weights_fit_the_backbone(self) -> Self:
+        if self.backbone == "clip" and self.weights != "none":
+            raise ValueError("backbone clip starts from the teacher's weights: set weights to none")
+        if self.weights not in ("none", "pretrained") and not self.sha256:
+            raise ValueError("a file of weights needs its `sha256` (`sha256sum FILE` prints it)")
+        return self
+
+
+class MktDistilParams(Section):
+    """Distillation of the teacher's embedding of the whole image."""
+
+    weight: Annotated[float, Field(ge=0)] = Field(1.0, description="of its loss beside the ranking loss; 0: none")
+    teacher: Literal["online", "cached"] = Field(
+        "online",
+        description="online: the teacher sees the same augmented image; cached: its embedding of the whole image as "
+        "embed@global left it, half the work",
+    )
+
+
+class MktRecipeParams(RecipeParams):
+    """How the image tower is trained."""
+
+    epochs: Annotated[int, Field(ge=1)] = Field(5, description="passes over the training images")
+    batch_size: Annotated[int, Field(ge=1)] = Field(64, description="images an update, over all processes")
+    learning_rate: Annotated[float, Field(gt=0)] = Field(1e-3, description="peak rate of the uppermost layer")
+    head_factor: Annotated[float, Field(gt=0)] = Field(1.0, description="rate of the projection over that")
+
+
+class MktTuneParams(Section):
+    """Prompt tuning (stage `tune_prompt@mkt`): the recipe's, but for these."""
+
+    epochs: Annotated[int, Field(ge=1)] = Field(1, description="passes over the training images")
+    batch_size: Annotated[int, Field(ge=1)] = Field(64, description="images an update, over all processes")
+    learning_rate: Annotated[float, Field(gt=0)] = Field(1e-3, description="peak rate of the context; it never decays")
+
+
+class MktParams(Section):
+    """MKT: a student for any label, by two streams, distillation and prompt tuning."""
+
+    supervision: Literal["ground_truth", "global", "cdul", "ccd"] = Field(
+        "ground_truth",
+        description="labels that it learns: those of the seen labels of the open vocabulary; or pseudo labels of the "
+        "classes, and then no label of a person is used at all",
+    )
+    prompt: Text = Field("a photo of a {}.", description="the words around a label, with one {}")
+    student: MktStudentParams = Field(MktStudentParams(), description="image tower")
+    k: Annotated[int, Field(ge=1)] = Field(1, description="patches a label in the local stream; the paper has 18")
+    norm: Literal["cosine", "label"] = Field(
+        "cosine", description="cosine; label: over the labels of a call, as the released code, for comparison alone"
+    )
+    local: Fraction = Field(0.9, description="share of the local stream in a score; the paper has 0.5")
+    loss: Literal["log_sum_exp", "rank"] = Field(
+        "log_sum_exp", description="log_sum_exp: a smooth ranking loss; rank: the released code's hinge"
+    )
+    margin: Annotated[float, Field(ge=0)] = Field(1.0, description="of `rank`")
+    unlock: Annotated[int, Field(ge=1)] | Literal["all"] = Field(
+        3, description="layers that are trained, counted from the projection down"
+    )
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="rate of a layer over that of the one above it; the released code has 0.65"
+    )
+    distil: MktDistilParams = Field(MktDistilParams(), description="distillation")
+    recipe: MktRecipeParams = Field(MktRecipeParams(), description="training of the image tower")
+    tune: MktTuneParams = Field(MktTuneParams(), description="prompt tuning")
+    top_k: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)] = Field(
+        [3, 5], description="labels an image in the figures at k"
+    )
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        if self.prompt.count("{}") != 1:
+            raise ValueError(f"prompt {self.prompt!r} must hold {{}} exactly once")
+        return self
+
+
 class EvaluateParams(Section):
     """Metrics (stage `evaluate`)."""
 
@@ -412,6 +504,7 @@ class Params(Section):
     pseudo_label: PseudoLabelParams = Field(PseudoLabelParams(), description="first labels")
     train: TrainParams = Field(TrainParams(), description="students")
     ccd: CcdParams = Field(CcdParams(), description="CCD")
+    mkt: MktParams = Field(MktParams(), description="MKT")
     evaluate: EvaluateParams = Field(EvaluateParams(), description="metrics")
     model_card: ModelCardParams = Field(ModelCardParams(), description="model cards")
 

@@ -227,6 +227,11 @@ class Paths:
         return self.cache / "ccd" / "plan" / f"{update}.json"
 
     @property
+    def mkt_prompted(self) -> Path:
+        """Folder of MKT's student after its prompts were tuned; `student("mkt")` is the one before."""
+        return self.cache / "students" / "mkt_prompted"
+
+    @property
     def cam_views(self) -> Path:
         """Boxes that the student points at in the training images, before the first update."""
         return self.cache / "train" / "views" / "cam.zarr"

@@ -365,7 +365,7 @@ def test_notes_of_the_reader_reach_the_metrics(tmp_path: Path, out: Path) -> Non
 
 def test_the_generated_data_set_is_read(tmp_path: Path, out: Path) -> None:
     generate_scenes(ScenesParams(train_images=3, val_images=2, image_size=64), tmp_path / "scenes", workers=1)
-    metrics = format_dataset(params(tmp_path / "scenes", name="scenes", open_vocabulary="attributes"), out, 1)
+    metrics = format_dataset(params(tmp_path / "scenes", name="scenes"), out, 1)
     assert (metrics["train"]["images"], metrics["val"]["images"]) == (3, 2)
     assert (metrics["open_vocabulary"]["seen"], metrics["open_vocabulary"]["unseen"]) == (72, 24)
     assert metrics["open_vocabulary"]["labels_per_image"]["val"] >= metrics["val"]["labels_per_image"]

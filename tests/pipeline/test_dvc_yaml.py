@@ -15,9 +15,20 @@ from import_graph import PACKAGE, ROOT, imports_of, modules_of
 
 from clipdistill import params
 
-FILES = ["dvc.yaml", "stages/scenes/dvc.yaml", "stages/ccd/dvc.yaml"]
+FILES = ["dvc.yaml", "stages/scenes/dvc.yaml", "stages/ccd/dvc.yaml", "stages/mkt/dvc.yaml"]
 ROOMS = ["cli", "application", "training", "clip", "students", "datasets", "evaluation", "methods"]
-FOUNDATION = ["stage", "work", "store", "layout", "distributed", "params", "yaml_text", "errors", "__init__"]
+FOUNDATION = [
+    "stage",
+    "dvc_records",
+    "work",
+    "store",
+    "layout",
+    "distributed",
+    "params",
+    "yaml_text",
+    "errors",
+    "__init__",
+]
 
 
 def stages() -> Iterator[tuple[str, dict[str, object]]]:

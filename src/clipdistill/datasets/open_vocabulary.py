@@ -75,7 +75,7 @@ def choose(params: DatasetParams, classes: Sequence[ClassName]) -> list[ClassNam
     """Choose the labels of an open vocabulary from the classes of a data set.
 
     Args:
-        params: `open_vocabulary` is classes, or a split of a known list of classes; `unseen`.
+        params: `open_vocabulary` is classes, auto, or a split of a known list of classes; `unseen`.
         classes: the data set's own, in column order.
 
     Returns:

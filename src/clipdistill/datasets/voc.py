@@ -69,7 +69,7 @@ def read(params: DatasetParams) -> RawDataset:
     folder = _class_folder(base, params)
     classes = _classes(folder, params)
     combinations: Combinations = {}
-    if params.open_vocabulary == "attributes":
+    if _has_attributes(folder, params):
         combinations = open_vocabulary.read_combinations(folder, classes)
     problems: list[Problem] = []
     splits = {split: _read_split(base, split, params, classes, combinations, problems) for split in SPLITS}
@@ -138,6 +138,13 @@ def _class_folder(base: Path, params: DatasetParams) -> Path:
     """Where lists of one's own lie: the folder with classes.txt, in the release or beside it, else the release."""
     places = [base] if base == Path(params.root) else [base, base.parent]
     return next((place for place in places if (place / prompt_names.CLASS_FILE).is_file()), base)
+
+
+def _has_attributes(folder: Path, params: DatasetParams) -> bool:
+    """Whether the open vocabulary is that of attributes: as the parameters say, or because there is a list of them."""
+    found = (folder / open_vocabulary.ATTRIBUTE_FILE).is_file()
+    auto = params.open_vocabulary == "auto" and params.annotations == "xml" and not params.unseen
+    return params.open_vocabulary == "attributes" or (auto and found)
 
 
 def _classes(folder: Path, params: DatasetParams) -> list[ClassName]:

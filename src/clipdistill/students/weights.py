@@ -50,7 +50,7 @@ def load_pretrained(features: nn.Module, network: nn.Module, params: StudentPara
     if params.weights == "imagenet":
         name, state = _imagenet(params.backbone)
     else:
-        name, state = _file(Path(params.weights), params.sha256)
+        name, state = _file(Path(params.weights), params.sha256, "train.student")
     _fill(features, state, set(network.state_dict()), f"{_KEY}: {name} does not fit {params.backbone}")
     return name
 
@@ -96,21 +96,42 @@ def _tensors_alone() -> Iterator[None]:
             os.environ[name] = before
 
 
-def _file(path: Path, sha256: str) -> tuple[str, StateDict]:
+def load_trunk(trunk: nn.Module, path: Path, sha256: str, key: str) -> str:
+    """Fill a network of timm from a file of weights, in place; those of its classifier are not used.
+
+    Args:
+        trunk: without a classifier.
+        path: .safetensors or .pth file.
+        sha256: of the file.
+        key: section of the parameters, with `weights` and `sha256`.
+
+    Returns:
+        The file's name and SHA-256.
+
+    Raises:
+        ArtifactError: the file cannot be read, is another, or does not fit.
+    """
+    name, state = _file(path, sha256, key)
+    known = set(trunk.state_dict()) | {entry for entry in state if entry.startswith(("head.", "fc.", "classifier."))}
+    _fill(trunk, state, known, f"{key}.weights: {name} does not fit the backbone")
+    return name
+
+
+def _file(path: Path, sha256: str, key: str) -> tuple[str, StateDict]:
     try:
         found = file_sha256(path)
     except OSError as error:
         raise ArtifactError(
-            f"{_KEY}: {path} cannot be read ({error.strerror}); allowed: none, imagenet, or a file of weights"
+            f"{key}.weights: {path} cannot be read ({error.strerror}); allowed: none, imagenet, or a file of weights"
         ) from None
     if sha256 and found != sha256:
         raise ArtifactError(
-            f"{_KEY}: {path} has SHA-256 {found}, but train.student.sha256 is {sha256}: nothing was loaded"
+            f"{key}.weights: {path} has SHA-256 {found}, but {key}.sha256 is {sha256}: nothing was loaded"
         )
-    return f"{path.name} sha256:{found}", _read(path)
+    return f"{path.name} sha256:{found}", _read(path, key)
 
 
-def _read(path: Path) -> StateDict:
+def _read(path: Path, key: str) -> StateDict:
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
@@ -118,9 +139,13 @@ def _read(path: Path) -> StateDict:
     # What damaged files raise, in torch above all, is no short list.
     except Exception as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ArtifactError(f"{_KEY}: {path} is no .safetensors or .pth file of weights alone ({reason})") from None
+        raise ArtifactError(
+            f"{key}.weights: {path} is no .safetensors or .pth file of weights alone ({reason})"
+        ) from None
     if not (isinstance(state, dict) and all(isinstance(value, Tensor) for value in state.values())):
-        raise ArtifactError(f"{_KEY}: {path} must hold one tensor a key, as `state_dict()` of a network gives them")
+        raise ArtifactError(
+            f"{key}.weights: {path} must hold one tensor a key, as `state_dict()` of a network gives them"
+        )
     return state
 
 

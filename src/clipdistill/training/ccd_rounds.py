@@ -51,7 +51,7 @@ def later_round(update: int, params: Params, command: list[str], embedder: list[
     folder = work_root() / f"round-{update}" / _identity(update, paths, params)
     labels, student = (folder / part.name for part in before)
     views, embeddings = folder / VIEWS, folder / EMBEDDINGS
-    if not launch(command, params, compute):
+    if not launch(command, params.train.recipe.batch_size, compute):
         with distributed.process_group(compute.torch_device()):
             if not (student / student_yaml.FILE).exists():
                 _train(update, student, params, compute)

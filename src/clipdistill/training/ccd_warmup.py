@@ -25,7 +25,7 @@ def warm_up(params: Params, command: list[str]) -> None:
     table = ImageTable.load(paths.table("train"))
     if distributed.is_leader():
         initial_labels(params, paths, table).write(paths.ccd_labels(0), table, 0)
-    if launch(command, params, compute):
+    if launch(command, params.train.recipe.batch_size, compute):
         return
     with distributed.process_group(compute.torch_device()):
         # Processes that torchrun started wait for the labels of the first one.

@@ -52,7 +52,7 @@ class GradientAlignment:
         """Step (a): the student learns, the labels stay."""
         return cdul.categorical_kl(labels, logits) if self._study else cdul.bernoulli_kl(labels, logits)
 
-    def further_loss(self, images: Tensor, seen: Tensor) -> Tensor | None:  # noqa: ARG002 - the loop asks every method
+    def further_loss(self, images: Tensor, seen: Tensor, rows: Tensor) -> Tensor | None:  # noqa: ARG002
         """Nothing."""
         return None
 

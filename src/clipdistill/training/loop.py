@@ -227,7 +227,7 @@ class Trainer:
         images = augmented(pixels, self._views, draws)
         with autocast(self._machine.device, self._machine.dtype):
             outputs, looked = self._network(images)
-            further = self._task.supervision.further_loss(images, looked)
+            further = self._task.supervision.further_loss(images, looked, rows)
         logits, *second = outputs.split(len(pixels))
         loss = self._task.supervision.loss(labels, logits, rows)
         if further is not None:

@@ -39,7 +39,7 @@ def train_method(method: str, params: Params, command: list[str]) -> None:
     if method == "supervised" and (truth.train is None or not (truth.train == 1).any()):
         _write_untrained(paths, method, table)
         return
-    if not launch(command, params, compute):
+    if not launch(command, params.train.recipe.batch_size, compute):
         labels, supervision = _taught(method, params, paths, table)
         # CCD's student has been trained before: it has its own number of epochs, and its turn is after every round's.
         again = {"epochs": params.ccd.train.epochs, "turn": MAX_ROUNDS + 1} if method == "ccd" else {}

@@ -24,8 +24,8 @@ class Supervision(Protocol):
     def loss(self, labels: Tensor, logits: Tensor, rows: Tensor) -> Tensor:
         """Mean loss of a batch: labels [B, C] in [0, 1], logits [B, C], and the images' rows, int64 [B]."""
 
-    def further_loss(self, images: Tensor, seen: Tensor) -> Tensor | None:
-        """What else is learnt, from a batch [B, 3, S, S] and what the network saw of it; None: nothing."""
+    def further_loss(self, images: Tensor, seen: Tensor, rows: Tensor) -> Tensor | None:
+        """What else is learnt, from a batch [B, 3, S, S], what the network saw of it, and the rows; None: nothing."""
 
     @property
     def per_batch(self) -> bool:
@@ -54,7 +54,7 @@ class FixedLabels:
         # Asking whether all are known would wait for the GPU.
         return cdul.bernoulli_kl(labels.clamp(min=0), logits, labels >= 0)
 
-    def further_loss(self, images: Tensor, seen: Tensor) -> Tensor | None:  # noqa: ARG002 - the loop asks every method
+    def further_loss(self, images: Tensor, seen: Tensor, rows: Tensor) -> Tensor | None:  # noqa: ARG002
         """Nothing."""
         return None
 

@@ -180,18 +180,18 @@ def run_task(
         distributed.barrier()
 
 
-def launch(command: list[str], params: Params, compute: distributed.Compute) -> bool:
+def launch(command: list[str], batch_size: int, compute: distributed.Compute) -> bool:
     """Run a stage that trains in several processes, where there are to be several.
 
     Args:
         command: the stage's script and its arguments.
-        params: all parameters.
+        batch_size: images an update, over all processes.
         compute: processes; where it names none, there is one a GPU, but no more than batches of eight images fill.
 
     Returns:
         Whether it was done; if not, this process is to do the work itself.
     """
-    most = compute.processes or max(1, params.train.recipe.batch_size // _IMAGES_A_PROCESS)
+    most = compute.processes or max(1, batch_size // _IMAGES_A_PROCESS)
     return distributed.launch_where_several(command, compute, at_most=most)
 
 

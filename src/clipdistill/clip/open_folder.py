@@ -1,0 +1,137 @@
+"""An open-vocabulary student in a folder: image tower, the teacher's text encoder, and the context of its prompts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from open_clip.timm_model import TimmModel
+from torch import Tensor, nn
+
+from clipdistill.clip import teacher
+from clipdistill.clip.teacher import ClipModel
+from clipdistill.errors import ArtifactError, ParamsError
+from clipdistill.store import file_sha256, write_atomically
+from clipdistill.students import open_card
+from clipdistill.students.open_card import FILE, WEIGHTS, OpenCard
+from clipdistill.students.open_vocabulary import Scoring
+from clipdistill.students.student_yaml import CURE
+
+_NETWORK, _CONTEXT, _MODEL = "network", "context", "model."
+
+
+@dataclass(frozen=True, slots=True)
+class OpenStudent:
+    """What a folder holds.
+
+    Attributes:
+        model: open_clip's CLIP whose image tower is the student's, in evaluation mode, on the CPU.
+        context: float32 [K, E], of its prompts.
+        card: what it is.
+    """
+
+    model: ClipModel
+    context: Tensor
+    card: OpenCard
+
+    @property
+    def scoring(self) -> Scoring:
+        """How its embeddings become scores."""
+        card = self.card
+        return Scoring(card.k, card.norm, card.local, card.scale, card.shift)
+
+
+def timm_tower(name: str, width: int, size: int, pretrained: bool = False) -> TimmModel:
+    """Make an image tower of timm's network with a linear projection.
+
+    Args:
+        name: timm's.
+        width: D, of the embedding.
+        size: S, pixels.
+        pretrained: fetch timm's weights.
+
+    Raises:
+        ParamsError: timm has no such network, or it takes no such images; or the weights cannot be fetched.
+    """
+    try:
+        tower = TimmModel(name, width, size, pool="", proj="linear", pretrained=pretrained)
+        if hasattr(tower.trunk, "set_input_size"):
+            tower.set_input_size(size)
+    # What timm and its hub raise is no short list.
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ParamsError(
+            f"mkt.student.backbone: {name} cannot be had from timm for {size} pixels ({reason})"
+        ) from None
+    return tower
+
+
+def save(folder: Path, student: OpenStudent) -> None:
+    """Write a student: equal weights and card give equal bytes. The card is last, and holds the hash of the weights.
+
+    Raises:
+        ArtifactError: the disk refuses.
+    """
+    state = {f"{_MODEL}{key}": value for key, value in student.model.state_dict().items()}
+    state[_CONTEXT] = student.context
+    # A copy each: tensors that share memory are refused.
+    tensors = {key: value.detach().cpu().clone().contiguous() for key, value in state.items()}
+    write_atomically(folder / WEIGHTS, safetensors.torch.save(tensors, {_NETWORK: student.card.network}))
+    open_card.write(folder, student.card.model_copy(update={"sha256": file_sha256(folder / WEIGHTS)}))
+
+
+def load(folder: Path) -> OpenStudent:
+    """Read a student.
+
+    Raises:
+        ArtifactError: a file is missing, altered or of another version, or the two do not belong together.
+    """
+    card = open_card.read(folder)
+    state = _read(folder, card)
+    context = state.pop(_CONTEXT, None)
+    try:
+        model = _empty(card)
+        model.load_state_dict({key.removeprefix(_MODEL): value for key, value in state.items()})
+    except (RuntimeError, ParamsError, KeyError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ArtifactError(f"{folder / WEIGHTS} is no {card.model}, as {FILE} says ({reason}): {CURE}") from None
+    if context is None or context.ndim != 2 or not all(torch.isfinite(value).all() for value in state.values()):
+        raise ArtifactError(f"{folder / WEIGHTS} has no context of prompts, or holds NaN or infinity: {CURE}")
+    return OpenStudent(model.eval().requires_grad_(False), context, card)
+
+
+def _empty(card: OpenCard) -> ClipModel:
+    teacher.register_architectures()
+    model = teacher.create(card.model, card.quick_gelu)
+    if card.backbone != "clip":
+        model.visual = timm_tower(card.backbone, embedding_width(model), card.image_size)
+    return model
+
+
+def embedding_width(model: Any) -> int:  # noqa: ANN401 - open_clip ships no types
+    """Width D of the embedding that images and texts share."""
+    projection = getattr(getattr(model, "text", model), "text_projection", None)
+    if projection is None:
+        raise ParamsError("clip.model: a teacher without a projection of its texts has no width to learn for")
+    return int(projection.out_features if isinstance(projection, nn.Linear) else projection.shape[1])
+
+
+def _read(folder: Path, card: OpenCard) -> dict[str, Tensor]:
+    path = folder / WEIGHTS
+    try:
+        if (found := file_sha256(path)) != card.sha256:
+            raise ArtifactError(
+                f"{path} has SHA-256 {found}, but {FILE} was written for {card.sha256 or 'none'}: {CURE}"
+            )
+        with safetensors.safe_open(path, framework="pt") as file:
+            if (file.metadata() or {}).get(_NETWORK) != card.network:
+                raise ArtifactError(f"{folder / FILE} was altered: it is not what {path.name} was written for: {CURE}")
+        return safetensors.torch.load_file(path)
+    except FileNotFoundError:
+        raise ArtifactError(f"{path} is missing: {CURE}") from None
+    except (OSError, safetensors.SafetensorError) as error:
+        raise ArtifactError(f"{path} cannot be read ({error}): {CURE}") from None
