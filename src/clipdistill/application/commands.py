@@ -20,6 +20,7 @@ from clipdistill.application.options import (
     BatchSize,
     Device,
     Form,
+    Labels,
     Model,
     Output,
     Paths,
@@ -56,6 +57,7 @@ def predict(
     paths: Paths,
     form: Form = None,
     output: Output = None,
+    labels: Labels = None,
     top_k: TopK = None,
     threshold: Threshold = None,
     batch_size: BatchSize = None,
@@ -75,6 +77,8 @@ def predict(
       clipdistill predict MODEL holiday/ "more/*.png" --output classes.csv
 
       clipdistill predict MODEL holiday/ --top-k 3 --format jsonl
+
+      clipdistill predict cache/scenes/models/mkt photo.jpg --labels my_labels.txt
     """
     chosen = _format(form, output)
     if top_k is not None and threshold is not None:
@@ -86,7 +90,7 @@ def predict(
     from clipdistill.application.predict import Listed, predict_files, result_file  # noqa: PLC0415
 
     with nullcontext(sys.stdout) if output is None else result_file(_output("--output", output)) as out:
-        problems = predict_files(model, paths, out, chosen, Listed(top_k, threshold), compute)
+        problems = predict_files(model, paths, out, chosen, Listed(top_k, threshold), compute, labels)
     if problems:
         typer.echo(f"{len(problems)} could not be read:", err=True)
         for problem in problems:
@@ -101,7 +105,7 @@ def heatmap(
         str | None,
         typer.Option(
             "--class",
-            help="Class to look for. [default: the one with the highest score]",
+            help="Class to look for; for a student of open vocabulary, any words. [default: the highest score's]",
             show_default=False,
             metavar="NAME",
         ),
@@ -130,9 +134,8 @@ def heatmap(
     file, png = _output("--out", out or Path(f"{image.stem}-heatmap.png"), "png"), io.BytesIO()
     from clipdistill import store  # noqa: PLC0415
     from clipdistill.application import heatmap as drawing  # noqa: PLC0415
-    from clipdistill.application.student import Student  # noqa: PLC0415
 
-    drawn = drawing.heatmap(Student.load(model, compute.device), image, name)
+    drawn = drawing.heatmap(drawing.load_for(model, name, compute.device), image, name)
     drawn.picture.save(png, format="PNG")
     store.write_atomically(file, png.getvalue())
     typer.echo(f"{drawn.name} {drawn.score:.2f}: {printable(str(file))}")

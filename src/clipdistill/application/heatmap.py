@@ -9,9 +9,11 @@ from pathlib import Path
 from PIL import Image
 
 from clipdistill.application.image_files import open_image
-from clipdistill.application.student import Student
+from clipdistill.application.open_student import OpenStudent
+from clipdistill.application.student import Scorer, Student
 from clipdistill.errors import ParamsError
 from clipdistill.evaluation.heat import overlay
+from clipdistill.students import open_card
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +31,15 @@ class Heatmap:
     picture: Image.Image
 
 
-def heatmap(student: Student, image: Path, name: str | None) -> Heatmap:
-    """Draw the class activation map of a class.
+def load_for(folder: Path, name: str | None, device: str) -> Scorer:
+    """Load a student that is to be asked for a class; of open vocabulary, for those very words."""
+    if (folder / open_card.FILE).is_file():
+        return OpenStudent.load(folder, None if name is None else [name], device)
+    return Student.load(folder, device)
+
+
+def heatmap(student: Scorer, image: Path, name: str | None) -> Heatmap:
+    """Draw where a class is: its class activation map, or the cosines of the patches.
 
     Args:
         student: loaded.

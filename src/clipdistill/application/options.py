@@ -62,6 +62,14 @@ Output: TypeAlias = Annotated[
     Path | None,
     typer.Option("--output", "-o", help="File for the results. [default: stdout]", show_default=False, metavar="FILE"),
 ]
+Labels: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        help="Labels to ask a student of open vocabulary for, one a line. [default: those it was trained on]",
+        show_default=False,
+        metavar="FILE",
+    ),
+]
 TopK: TypeAlias = Annotated[
     int | None,
     typer.Option(

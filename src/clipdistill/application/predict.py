@@ -16,7 +16,8 @@ import torch
 from clipdistill import distributed
 from clipdistill.application import console, formats
 from clipdistill.application.image_files import named_files
-from clipdistill.application.student import BATCH, Student
+from clipdistill.application.open_student import load_any
+from clipdistill.application.student import BATCH, Scorer
 from clipdistill.datasets.images import UnreadableImageError
 from clipdistill.errors import ArtifactError
 
@@ -63,6 +64,7 @@ def predict_files(
     form: formats.Format,
     listed: Listed,
     compute: distributed.Compute,
+    labels: Path | None = None,
 ) -> list[UnreadableImageError]:
     """Score the images that a person names, and write the results as they come.
 
@@ -73,6 +75,7 @@ def predict_files(
         form: how they are written; a table is written at the end.
         listed: which classes.
         compute: device, threads, batch size.
+        labels: file of labels to ask a student of open vocabulary for; None: its own.
 
     Returns:
         What could not be read; all other images are written.
@@ -82,8 +85,8 @@ def predict_files(
     """
     begin = time.monotonic()
     torch.set_num_threads(compute.thread_count())
-    student = Student.load(model, compute.device)
-    logger.debug("%s of %s loaded in %.2f s", student.card.backbone, model, time.monotonic() - begin)
+    student = load_any(model, labels, compute.device)
+    logger.debug("%r of %s loaded in %.2f s", student, model, time.monotonic() - begin)
     if listed == Listed():
         console.tell_unchosen(student.unchosen)
     files, problems = named_files(names)
@@ -101,7 +104,7 @@ def predict_files(
 
 
 def _results(
-    student: Student,
+    student: Scorer,
     files: list[Path],
     listed: Listed,
     compute: distributed.Compute,

@@ -10,6 +10,7 @@ prediction.scores    # float32 [2, C]
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +26,8 @@ from clipdistill import distributed
 from clipdistill.application.image_files import ImageLike, batches, open_image
 from clipdistill.datasets.images import UnreadableImageError
 from clipdistill.errors import ArtifactError, ParamsError
-from clipdistill.evaluation import thresholds
-from clipdistill.students import classifier, model_folder, preprocessing, student_yaml, untrained
+from clipdistill.evaluation.thresholds import DEFAULT
+from clipdistill.students import classifier, model_folder, open_card, preprocessing, student_yaml, untrained
 
 BATCH = 64
 """Images a forward pass, where nothing else is asked for."""
@@ -81,64 +82,36 @@ class Prediction:
         ]
 
 
-class Student:
-    """A trained student: `Student.load("cache/scenes/models/cdul").predict(["a.jpg", "b.jpg"]).names`.
+class Scorer(ABC):
+    """A student of any kind that is asked for scores: what asking it has in common.
 
     The arithmetic is float32, whatever the student was trained in: scores are the same on every machine to about six
-    digits, and the same as those of the exported graph.
-
-    Attributes:
-        card: what its folder says of it.
-        network: in evaluation mode, on its device.
+    digits.
     """
 
-    def __init__(self, network: classifier.Student, card: student_yaml.Card, device: torch.device) -> None:
-        self.card = card
-        self.network = network.eval().to(device=device).to(memory_format=torch.channels_last)
-        self._device = device
-
-    @classmethod
-    def load(cls, folder: str | os.PathLike[str], device: str = "auto") -> Self:
-        """Load a model folder, as the pipeline leaves it in `cache/<dataset>/models/<method>`.
-
-        Args:
-            folder: with `student.yaml` and `student.safetensors`.
-            device: auto (a GPU where there is one), cpu or cuda.
-
-        Raises:
-            ArtifactError: the folder holds no whole student.
-            ParamsError: an unknown device, or one that is not there.
-        """
-        if not isinstance(folder, (str, os.PathLike)):
-            raise ParamsError(f"a model folder is a path, but {type(folder).__name__} was given")
-        place = Path(folder)
-        if reason := untrained.reason(place) or _lacking(place):
-            raise ArtifactError(f"{place} holds no student: {reason}")
-        if device not in ("auto", "cpu", "cuda"):
-            raise ParamsError(f"device must be auto, cpu or cuda, but is {device!r}")
-        network, card = model_folder.load(place)
-        return cls(network, card, distributed.Compute(device=device).torch_device())  # type: ignore[arg-type]
-
-    def __repr__(self) -> str:
-        return f"Student({self.card.backbone}, {len(self.classes)} classes, {self.image_size} pixels, {self._device})"
+    @property
+    @abstractmethod
+    def classes(self) -> tuple[str, ...]:
+        """Names of what is scored, in column order."""
 
     @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the classes, in column order."""
-        return tuple(self.card.classes)
+    @abstractmethod
+    def thresholds(self) -> npt.NDArray[np.float64]:
+        """Score from which a class is present, float64 [C]."""
+
+    @property
+    @abstractmethod
+    def image_size(self) -> int:
+        """Side of its input, pixels."""
 
     @property
     def unchosen(self) -> tuple[str, ...]:
         """Names of the classes whose thresholds were to be chosen, and stayed as they were: the labels told none."""
-        if not self.card.calibration:
-            return ()
-        pairs = zip(self.classes, self.card.thresholds, strict=True)
-        return tuple(name for name, threshold in pairs if threshold == thresholds.DEFAULT)
+        return ()
 
-    @property
-    def image_size(self) -> int:
-        """Side of its input, pixels."""
-        return self.card.preprocessing.image_size
+    @abstractmethod
+    def _forward(self, pixels: Tensor) -> tuple[Scores, Scores]:
+        """Scores float32 [B, C] in [0, 1], and maps float32 [B, C, h, w], of pixels uint8 [B, 3, S, S]."""
 
     def predict(
         self, images: ImageLike | Iterable[ImageLike], batch_size: int = BATCH, workers: int | None = None
@@ -201,7 +174,7 @@ class Student:
             scores: of N images.
             threshold: one for all classes, in [0, 1]; None: the student's own.
         """
-        own = np.array(self.card.thresholds, dtype=np.float64)
+        own = self.thresholds
         return Prediction(self.classes, scores, own if threshold is None else np.full_like(own, threshold))
 
     def score(self, pixels: Tensor) -> Scores:
@@ -219,8 +192,7 @@ class Student:
         """Score one image, and say where.
 
         Returns:
-            Scores float32 [C], and class activation maps float32 [C, h, w] over the whole image, whose averages are the
-            logits.
+            Scores float32 [C], and maps float32 [C, h, w] over the whole image: where each score comes from.
 
         Raises:
             UnreadableImageError: it is no whole image.
@@ -228,6 +200,71 @@ class Student:
         pixels = preprocessing.resize(open_image(image), self.image_size)
         scores, maps = self._forward(torch.from_numpy(pixels)[None])
         return scores[0], maps[0]
+
+
+class Student(Scorer):
+    """A trained student: `Student.load("cache/scenes/models/cdul").predict(["a.jpg", "b.jpg"]).names`.
+
+    Its scores are the same as those of the exported graph, and its maps are class activation maps, whose averages are
+    the logits.
+
+    Attributes:
+        card: what its folder says of it.
+        network: in evaluation mode, on its device.
+    """
+
+    def __init__(self, network: classifier.Student, card: student_yaml.Card, device: torch.device) -> None:
+        self.card = card
+        self.network = network.eval().to(device=device).to(memory_format=torch.channels_last)
+        self._device = device
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str], device: str = "auto") -> Self:
+        """Load a model folder, as the pipeline leaves it in `cache/<dataset>/models/<method>`.
+
+        Args:
+            folder: with `student.yaml` and `student.safetensors`.
+            device: auto (a GPU where there is one), cpu or cuda.
+
+        Raises:
+            ArtifactError: the folder holds no whole student.
+            ParamsError: an unknown device, or one that is not there.
+        """
+        if not isinstance(folder, (str, os.PathLike)):
+            raise ParamsError(f"a model folder is a path, but {type(folder).__name__} was given")
+        place = Path(folder)
+        if reason := untrained.reason(place) or _lacking(place):
+            raise ArtifactError(f"{place} holds no student: {reason}")
+        if device not in ("auto", "cpu", "cuda"):
+            raise ParamsError(f"device must be auto, cpu or cuda, but is {device!r}")
+        network, card = model_folder.load(place)
+        return cls(network, card, distributed.Compute(device=device).torch_device())  # type: ignore[arg-type]
+
+    def __repr__(self) -> str:
+        return f"Student({self.card.backbone}, {len(self.classes)} classes, {self.image_size} pixels, {self._device})"
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in column order."""
+        return tuple(self.card.classes)
+
+    @property
+    def thresholds(self) -> npt.NDArray[np.float64]:
+        """Score from which a class is present, float64 [C]."""
+        return np.array(self.card.thresholds, dtype=np.float64)
+
+    @property
+    def unchosen(self) -> tuple[str, ...]:
+        """Names of the classes whose thresholds were to be chosen, and stayed as they were: the labels told none."""
+        if not self.card.calibration:
+            return ()
+        pairs = zip(self.classes, self.card.thresholds, strict=True)
+        return tuple(name for name, threshold in pairs if threshold == DEFAULT)
+
+    @property
+    def image_size(self) -> int:
+        """Side of its input, pixels."""
+        return self.card.preprocessing.image_size
 
     @torch.inference_mode()
     def _forward(self, pixels: Tensor) -> tuple[Scores, Scores]:
@@ -239,6 +276,11 @@ def _lacking(folder: Path) -> str | None:
     """What a folder lacks of a student, and where students are; None where there should be one."""
     if (folder / student_yaml.FILE).is_file():
         return None
+    if (folder / open_card.FILE).is_file():
+        return (
+            "it is of open vocabulary, and is asked for labels: `clipdistill predict FOLDER PATH --labels FILE`, or "
+            "`clipdistill.OpenStudent.load(folder, labels)`"
+        )
     if folder.is_file():
         return "it is a file; name the folder that it is in"
     reason = f"{student_yaml.FILE} is missing" if folder.is_dir() else "there is no such folder"

@@ -16,6 +16,15 @@ METHODS = {
     "ccd": "CCD student",
     "supervised": "student on ground truth (upper bound)",
 }
+OPEN_METHOD = "MKT student (open vocabulary)"
+OPEN_ROWS = {
+    "teacher_global": "CLIP, whole image",
+    "teacher": "CLIP, whole image and patches",
+    "untuned": "MKT student, prompts as written",
+    "": OPEN_METHOD,
+}
+"""Rows of metrics/mkt.json; the student's own figures are at its top."""
+
 LABELS = {"global_mAP": "whole image", "aggregate_mAP": "snippets, aggregated", "final_mAP": "both, the first labels"}
 THRESHOLDS = ("own", "oracle")
 """Which thresholds of each class F1 is measured at: the student's, and those that are best on the ground truth."""
@@ -36,15 +45,25 @@ def figures(folder: Path) -> dict[str, dict[str, float]]:
         folder: of the metrics files, as `render` takes it.
 
     Returns:
-        mAP on the evaluation split by method, and label_mAP on the training split by kind of label, percent; a figure
-        that is not known is left out.
+        mAP on the evaluation split by method, label_mAP on the training split by kind of label, and zsl_mAP and
+        gzsl_mAP of the open vocabulary, percent; a figure that is not known is left out.
 
     Raises:
         ArtifactError: a file is no JSON.
     """
     predicted = {name: read_metrics(folder / f"{name}.json").get("val", {}).get("mAP") for name in METHODS}
     labels = {name: read_metrics(folder / file).get("train", {}).get(key) for name, (file, key) in _LABELS.items()}
-    return {"mAP": _known(predicted), "label_mAP": _known(labels)}
+    opened = read_metrics(folder / "mkt.json")
+    found = {"mAP": _known(predicted), "label_mAP": _known(labels)}
+    for kind in ("zsl", "gzsl"):
+        rows = {name or "mkt": _of_row(opened, name).get(kind, {}).get("mAP") for name in OPEN_ROWS}
+        found |= {f"{kind}_mAP": known} if (known := _known(rows)) else {}
+    return found
+
+
+def _of_row(opened: dict[str, Any], name: str) -> dict[str, Any]:
+    row: dict[str, Any] = opened.get(name, {}) if name else opened
+    return row
 
 
 def _known(values: dict[str, float | None]) -> dict[str, float]:
@@ -79,7 +98,22 @@ def render(folder: Path) -> str:
         lines.append(_line("refined while the student learned", [training["refined_mAP"]]))
     updated = read_metrics(folder / "labels" / "ccd.json").get("train", {})
     lines += [_line(f"CCD, {key.removesuffix('_mAP')}", [updated[key]]) for key in updated if key.startswith("round")]
+    lines += _open_vocabulary(read_metrics(folder / "mkt.json"))
     return "\n".join(lines)
+
+
+def _open_vocabulary(opened: dict[str, Any]) -> list[str]:
+    """Zero-shot figures, of labels that training never saw, and generalised ones, of all labels."""
+    rows = [(text, _of_row(opened, name)) for name, text in OPEN_ROWS.items()]
+    rows = [(text, row) for text, row in rows if row.get("gzsl")]
+    if not rows:
+        return []
+    kinds = [kind for kind in ("zsl", "gzsl") if any(row.get(kind) for _, row in rows)]
+    at = next(key for key in rows[0][1]["gzsl"] if key.startswith("F1_"))
+    keys = [(kind, key) for kind in kinds for key in ("mAP", at)]
+    heads = [f"{'open vocabulary, percent':<{_WIDTH}}" + "".join(f"{kind:>8}" for kind, _ in keys)]
+    heads.append(" " * _WIDTH + "".join(f"{key:>8}" for _, key in keys))
+    return ["", *heads, *(_line(text, [row.get(kind, {}).get(key) for kind, key in keys]) for text, row in rows)]
 
 
 def _at_thresholds_of_each_class(rows: list[tuple[str, dict[str, Any]]]) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 from clipdistill.errors import ArtifactError
 from clipdistill.params import ClipParams, EvaluateParams
 from clipdistill.store import file_sha256, write_atomically
-from clipdistill.students import model_card, student_yaml
+from clipdistill.students import model_card, open_card, open_model_card, student_yaml
 from clipdistill.students.student_yaml import CURE, FILE, WEIGHTS, Evaluation
 
 
@@ -33,6 +33,33 @@ def finish(student: Path, folder: Path, about: Mapping[str, str], evaluation: Ev
     said = {key: value for key, value in about.items() if value}
     student_yaml.write(folder, card.model_copy(update={"about": said, "evaluation": evaluation}))
     model_card.write(folder)
+
+
+def finish_open(student: Path, folder: Path, about: Mapping[str, str], evaluation: Evaluation) -> None:
+    """Make a folder ready for use of what the training of an open-vocabulary student left, as `finish` does.
+
+    Raises:
+        ArtifactError: the folder of the training holds no whole student, or the disk refuses.
+    """
+    card = open_card.read(student)
+    weights = student / open_card.WEIGHTS
+    if not weights.is_file() or file_sha256(weights) != card.sha256:
+        raise ArtifactError(f"{weights} is not what {student / open_card.FILE} was written for: {CURE}")
+    write_atomically(folder / open_card.WEIGHTS, weights.read_bytes())
+    said = {key: value for key, value in about.items() if value}
+    open_card.write(folder, card.model_copy(update={"about": said, "evaluation": evaluation}))
+    open_model_card.write(folder)
+
+
+def open_figures(metrics: Mapping[str, Any]) -> dict[str, float | None]:
+    """Pick a card's figures from metrics/mkt.json: percent by name, zero-shot and generalised."""
+    kinds = {kind: metrics[kind] for kind in ("zsl", "gzsl") if metrics.get(kind)}
+    return {
+        f"{kind} {name}": value
+        for kind, found in kinds.items()
+        for name, value in found.items()
+        if name == "mAP" or name.startswith("F1_")
+    }
 
 
 def figures(metrics: Mapping[str, Any], params: EvaluateParams) -> dict[str, float | None]:

@@ -5,6 +5,7 @@ It is for people and hubs, and says nothing that is not in `student.yaml`: no pr
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -106,28 +107,27 @@ def render(card: Card) -> str:
         Text that depends on the content alone.
     """
     title = f"Multi-label classifier of {len(card.classes)} classes"
-    about = [f"| {_ABOUT[key]} | {_cell(value)} |" for key, value in card.about.items() if key in _ABOUT]
     return _TEXT.format(
-        front=_yaml(_front_matter(card, title)),
+        front=as_yaml(front_matter(card.about, card.evaluation, title)),
         title=title,
-        about="\n".join(about) or "| method | not said |",
+        about=about_rows(card.about),
         backbone=card.backbone,
-        backbone_weights=_cell(card.backbone_weights),
+        backbone_weights=cell(card.backbone_weights),
         output_stride=card.output_stride,
         image_size=card.preprocessing.image_size,
         head=_HEADS[card.head],
         sha256=card.sha256,
-        evaluation=_evaluation(card.evaluation),
+        evaluation=measured(card.evaluation),
         calibration=_calibration(card),
         classes="\n".join(_thresholds(card)),
-        provenance=_yaml(card.provenance),
+        provenance=as_yaml(card.provenance),
     )
 
 
-def _front_matter(card: Card, title: str) -> dict[str, Any]:
+def front_matter(about: Mapping[str, str], found: Evaluation | None, title: str) -> dict[str, Any]:
+    """What model hubs read: kind, license, and figures where there are any."""
     front = dict(_FRONT_MATTER)
-    front |= {key: card.about[key] for key in ("license", "base_model") if card.about.get(key)}
-    found = card.evaluation
+    front |= {key: about[key] for key in ("license", "base_model") if about.get(key)}
     figures = [] if found is None else [(name, value) for name, value in found.figures.items() if value is not None]
     if found is None or not figures:
         return front
@@ -137,18 +137,25 @@ def _front_matter(card: Card, title: str) -> dict[str, Any]:
     return front | {"model-index": [{"name": title, "results": [result]}]}
 
 
-def _evaluation(found: Evaluation | None) -> str:
+def about_rows(about: Mapping[str, str]) -> str:
+    """Rows of a table that say method, data set, teacher, license."""
+    rows = [f"| {_ABOUT[key]} | {cell(value)} |" for key, value in about.items() if key in _ABOUT]
+    return "\n".join(rows) or "| method | not said |"
+
+
+def measured(found: Evaluation | None) -> str:
+    """Say how good a student was found to be."""
     if found is None:
         return "It was not measured. The pipeline's stage `model` writes a folder whose card holds figures."
     if not any(value is not None for value in found.figures.values()):
-        return f"There is no ground truth for the split {found.split} of {_cell(found.dataset)}: it was not measured."
+        return f"There is no ground truth for the split {found.split} of {cell(found.dataset)}: it was not measured."
     caution = (
         "The same images chose the thresholds, so F1 is a little better here than elsewhere."
         if found.chose_thresholds
         else "None of these images had a part in the training or in the thresholds."
     )
     rows = [f"| {name} | {'-' if value is None else f'{value:.2f}'} |" for name, value in found.figures.items()]
-    head = f"Percent, on {found.images} images of the split {found.split} of {_cell(found.dataset)}. {caution}"
+    head = f"Percent, on {found.images} images of the split {found.split} of {cell(found.dataset)}. {caution}"
     return "\n".join([head, "", "| figure | value |", "| --- | --- |", *rows])
 
 
@@ -165,14 +172,15 @@ def _thresholds(card: Card) -> list[str]:
     rows = []
     for name, threshold in zip(card.classes, card.thresholds, strict=True):
         kept = card.calibration and threshold == DEFAULT
-        rows.append(f"| {_cell(name)} | {threshold:.4f}{' (none could be chosen)' if kept else ''} |")
+        rows.append(f"| {cell(name)} | {threshold:.4f}{' (none could be chosen)' if kept else ''} |")
     return rows
 
 
-def _cell(text: str) -> str:
+def cell(text: str) -> str:
     """Text that stays in its cell of a Markdown table."""
     return " ".join(text.split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "\\`")
 
 
-def _yaml(content: dict[str, Any]) -> str:
+def as_yaml(content: dict[str, Any]) -> str:
+    """Content as YAML."""
     return yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=110)

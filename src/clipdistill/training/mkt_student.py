@@ -79,7 +79,8 @@ class RankingLabels(FixedLabels):
         if self._cached is not None:
             self._cached = self._cached.to(seen.device)
             # Cached at unit norm: brought to the student's, or the loss would ask it to shrink.
-            return self._cached[rows].float() * torch.linalg.vector_norm(seen.float(), dim=-1, keepdim=True)
+            length: Tensor = torch.linalg.vector_norm(seen.float(), dim=-1, keepdim=True)
+            return self._cached[rows] * length
         assert self._eyes is not None  # noqa: S101 - for the type checker: one of the two is there
         self._eyes.to(images.device)
         taught: Tensor = self._eyes(images)[0]

@@ -1,0 +1,127 @@
+"""An open-vocabulary student for other programs: asked for any labels, in words.
+
+from clipdistill import OpenStudent
+
+student = OpenStudent.load("cache/scenes/models/mkt", ["red fish", "boat"])
+student.predict(["a.jpg"]).scores    # float32 [1, 2]
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clipdistill import distributed
+from clipdistill.application.student import Scorer, Scores, Student
+from clipdistill.clip import open_folder
+from clipdistill.clip.open_folder import OpenStudent as Folder
+from clipdistill.datasets.prompt_names import read_class_file
+from clipdistill.datasets.table import ClassName
+from clipdistill.errors import ArtifactError, ParamsError
+from clipdistill.students import open_card, preprocessing, untrained
+from clipdistill.students.tokens import as_map
+from clipdistill.training.mkt_predict import label_embeddings
+from clipdistill.training.mkt_prompt import eyes
+
+
+class OpenStudent(Scorer):
+    """A student of open vocabulary with a list of labels: `OpenStudent.load(folder, ["red fish"]).predict("a.jpg")`.
+
+    A score is a label's probability, as the training labels calibrated it: present from 0.5 on. Its maps are the
+    cosines of the local stream.
+
+    Attributes:
+        card: what its folder says of it.
+    """
+
+    def __init__(self, student: Folder, labels: Sequence[ClassName], device: torch.device) -> None:
+        self.card = student.card
+        self._classes = tuple(label.name for label in labels)
+        self._scoring = student.scoring
+        self._text = label_embeddings(student, [label.prompt for label in labels]).to(device)
+        self._eyes = eyes(student).to(device)
+        self._device = device
+
+    @classmethod
+    def load(
+        cls, folder: str | os.PathLike[str], labels: Sequence[str | ClassName] | None = None, device: str = "auto"
+    ) -> Self:
+        """Load a folder, as the pipeline leaves it in `cache/<dataset>/models/mkt`.
+
+        Args:
+            folder: with `open_student.yaml` and `open_student.safetensors`.
+            labels: words to score images for; None: those that the student was trained on.
+            device: auto (a GPU where there is one), cpu or cuda.
+
+        Raises:
+            ArtifactError: the folder holds no whole student of open vocabulary.
+            ParamsError: no label, one that the text encoder cannot read, two that read the same; or an unknown device.
+        """
+        place = Path(folder)
+        if reason := untrained.reason(place):
+            raise ArtifactError(f"{place} holds no student: {reason}")
+        if device not in ("auto", "cpu", "cuda"):
+            raise ParamsError(f"device must be auto, cpu or cuda, but is {device!r}")
+        student = open_folder.load(place)
+        wanted = student.card.seen if labels is None else labels
+        named = [label if isinstance(label, ClassName) else ClassName(label, label) for label in wanted]
+        if isinstance(labels, str) or not named:
+            raise ParamsError("labels must be a list of at least one")
+        return cls(student, named, distributed.Compute(device=device).torch_device())  # type: ignore[arg-type]
+
+    def __repr__(self) -> str:
+        return f"OpenStudent({self.card.model}, {len(self.classes)} labels, {self.image_size} pixels, {self._device})"
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The labels, in column order."""
+        return self._classes
+
+    @property
+    def thresholds(self) -> npt.NDArray[np.float64]:
+        """0.5 for every label."""
+        return np.full(len(self.classes), 0.5)
+
+    @property
+    def image_size(self) -> int:
+        """Side of its input, pixels."""
+        return self.card.image_size
+
+    @torch.inference_mode()
+    def _forward(self, pixels: Tensor) -> tuple[Scores, Scores]:
+        cls, patches = self._eyes(preprocessing.normalise(pixels.to(self._device, non_blocking=True)))
+        scores = torch.sigmoid(self._scoring.logits(cls, patches, self._text))
+        cosines = F.normalize(patches, dim=-1) @ F.normalize(self._text, dim=-1).T
+        return scores.cpu().numpy(), as_map(cosines).cpu().numpy()
+
+
+def load_any(folder: Path, labels: Path | None, device: str) -> Scorer:
+    """Load a model folder of either kind.
+
+    Args:
+        folder: of a student.
+        labels: file of labels, a name a line, and after a tab how a prompt says it; None: the student's own.
+        device: auto, cpu or cuda.
+
+    Raises:
+        ArtifactError: the folder holds no whole student.
+        DataError: the file of labels is missing, or a line of it is not of this form.
+        ParamsError: labels for a classifier, whose classes are fixed; or labels that cannot be told apart.
+    """
+    if (folder / open_card.FILE).is_file():
+        return OpenStudent.load(folder, None if labels is None else read_class_file(labels, {}), device)
+    student = Student.load(folder, device)
+    if labels is not None:
+        raise ParamsError(
+            f"--labels: {folder} is a classifier of {len(student.classes)} classes that are fixed; labels can be asked "
+            "of a student of open vocabulary, as the pipeline leaves it in cache/*/models/mkt"
+        )
+    return student
