@@ -33,6 +33,11 @@ MINIATURE: dict[str, Any] = {
         "localize": {"image_size": 32, "output_stride": 8},
         "train": {"warmup_epochs": 1, "round_epochs": 1, "epochs": 3},
     },
+    "mkt": {
+        "student": {"image_size": 64},
+        "recipe": {"epochs": 2, "batch_size": 20, "precision": "fp32"},
+        "tune": {"epochs": 1, "batch_size": 20},
+    },
 }
 
 

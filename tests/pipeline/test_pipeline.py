@@ -48,6 +48,10 @@ def test_metrics_have_the_stated_keys(project: Project) -> None:
     assert chosen["oracle_mAP"] >= max(chosen["mAP"], chosen["last_mAP"])
     rounds = project.json("metrics/labels/ccd.json")["train"]
     assert list(rounds) == ["initial_mAP", "refined_mAP", "round1_mAP", "round2_mAP"]
+    opened = project.json("metrics/mkt.json")
+    assert set(opened) == {"zsl", "gzsl", "teacher", "teacher_global", "untuned"}
+    for figures in (opened, opened["teacher"], opened["teacher_global"], opened["untuned"]):
+        assert {"mAP", "P_3", "R_3", "F1_3", "P_5", "R_5", "F1_5"} <= set(figures["zsl"]) & set(figures["gzsl"])
     pictures = sorted((project.folder / "metrics" / "ccd_views").iterdir())
     assert len(pictures) == 8
     assert Image.open(pictures[0]).width == 1200
@@ -190,14 +194,25 @@ def test_own_images_without_labels_train_a_student(project: Project) -> None:
     folder = project.folder / "own"
     shutil.copytree(project.folder / "data" / "raw" / "scenes" / "JPEGImages", folder / "holiday pictures")
     (folder / "classes.txt").write_text("fish\ncar\numbrella\n")
-    changes = {"name": "own", "reader": "folder", "root": "own", "open_vocabulary": "classes"}
+    changes = {"name": "own", "reader": "folder", "root": "own"}
     project.set({f"dataset.{key}": value for key, value in changes.items()})
-    ran = project.repro("model@cdul", "evaluate@ccd", "model@supervised", "pseudo_label@ccd")
+    open_model = "stages/mkt/dvc.yaml:model@mkt"
+    ran = project.repro("model@cdul", "evaluate@ccd", "model@supervised", "pseudo_label@ccd", open_model)
     assert "generate" not in ran
     models = project.folder / "cache" / "own" / "models"
     assert (models / "cdul" / "student.safetensors").is_file()
     assert "no ground truth for the split val of own" in (models / "cdul" / "README.md").read_text()
-    assert [path.name for path in (models / "supervised").iterdir()] == ["untrained.txt"]
+    for untrained in ("supervised", "mkt"):
+        assert [path.name for path in (models / untrained).iterdir()] == ["untrained.txt"]
+    assert project.json("metrics/mkt.json") == {}
+    project.set({"mkt.supervision": "cdul"})
+    project.repro(open_model)
+    photo = next((folder / "holiday pictures").iterdir())
+    (folder / "words.txt").write_text("red fish\ncup\n")
+    asked = project.run(
+        "clipdistill", "predict", str(models / "mkt"), str(photo), "--labels", "own/words.txt", "--top-k=2"
+    )
+    assert {line.split(",")[1] for line in asked.stdout.splitlines()[1:]} == {"red fish", "cup"}
     held_out = project.json("metrics/format.json")["val"]["images"]
     for method in ("cdul", "supervised"):
         assert project.json(f"metrics/{method}.json") == {"val": {"images": held_out, "labelled": 0}}

@@ -26,6 +26,9 @@ EVERYTHING |= stages("pseudo_label", {"cdul", "ccd", "global"}) | stages("train"
 EVERYTHING |= stages("predict_teacher", TEACHERS) | stages("evaluate", METHODS) | {"report", "summary"}
 EVERYTHING |= stages("model", TRAINED)
 
+MKT = {"seen@mkt", "train@mkt", "tune_prompt@mkt", "predict@mkt", "evaluate@mkt", "model@mkt"}
+EVERYTHING |= MKT
+
 ROUNDS = stages("round", {"2", "3", "4"})
 
 # Beside the report, which shows every parameter.
@@ -51,7 +54,9 @@ RERUNS_FROM: list[tuple[dict[str, Any], set[str]]] = [
     ({"views.global.resize": "squash"}, {"embed@global"}),
     (
         {"clip.model": "other"},
-        {"embed_text", "embed@global", "embed@snippets", "embed@cam"} | ROUNDS | stages("model", TRAINED),
+        {"embed_text", "embed@global", "embed@snippets", "embed@cam", "train@mkt", "predict@mkt"}
+        | ROUNDS
+        | stages("model", TRAINED | {"mkt"}),
     ),
     ({"clip.precision": "bf16"}, {"embed_text", "embed@global", "embed@snippets", "embed@cam"} | ROUNDS),
     ({"train.recipe.learning_rate": 0.5}, stages("train", TRAINED) | {"warmup@ccd"} | ROUNDS),
@@ -63,7 +68,11 @@ RERUNS_FROM: list[tuple[dict[str, Any], set[str]]] = [
     ({"ccd.update_rounds": 1}, {"plan@ccd"}),
     ({"ccd.train.warmup_epochs": 2}, {"warmup@ccd", "train@ccd"}),
     ({"evaluate.threshold": 0.4}, stages("evaluate", METHODS) | stages("model", TRAINED)),
-    ({"model_card.license": "mit"}, stages("model", TRAINED)),
+    ({"model_card.license": "mit"}, stages("model", TRAINED | {"mkt"})),
+    ({"mkt.k": 8}, {"train@mkt"}),
+    ({"mkt.tune.epochs": 2}, {"tune_prompt@mkt"}),
+    ({"mkt.top_k": [1]}, {"evaluate@mkt"}),
+    ({"mkt.supervision": "cdul"}, {"train@mkt", "tune_prompt@mkt"}),
     ({"scenes.seed": 1}, {"generate"}),
     ({"pretrain_clip.seed": 1}, {"pretrain_clip"}),
 ]
@@ -91,6 +100,14 @@ def test_an_experiment_with_another_threshold_runs_the_labels_and_what_follows(p
     for name in EVERYTHING:
         follows = name.endswith(("@cdul", "@teacher_views")) or name in ("report", "summary")
         assert (f"Running stage '{name}'" in output) == follows, name
+
+
+def test_an_experiment_with_another_k_runs_mkt_alone(project: Project) -> None:
+    output = project.run("dvc", "exp", "run", "-S", "mkt.k=8").stdout
+    ran = set(re.findall(r"^Running stage '(?:.*:)?([^']+)':", output, flags=re.MULTILINE))
+    assert ran == (MKT - {"seen@mkt"}) | {"report", "summary"}
+    project.run("git", "reset", "--quiet", "--hard")
+    project.run("dvc", "checkout", "--quiet", "--force")
 
 
 CLIP_AND_WARM_UP = {"warmup@ccd", "localize@ccd", "embed@global", "embed@snippets", "embed@cam", "embed_text"}

@@ -6,13 +6,13 @@ import csv
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from clipdistill.errors import ArtifactError
 from clipdistill.evaluation.charts import Series
-from clipdistill.evaluation.summary import LABELS, METHODS, THRESHOLDS, read_metrics
+from clipdistill.evaluation.summary import LABELS, METHODS, THRESHOLDS, open_rows, read_metrics
 
 ORDER = ("teacher", "global", "teacher_views", "cdul", "ccd", "supervised")
 """Methods as the page shows them: the two bounds among the others, mostly from the worst to the best."""
@@ -101,6 +101,7 @@ class Figures:
         curves: charts with at least one point.
         precision: precision over recall of the evaluated methods, percent, all classes in one ranking.
         classes: average precision by class name and method, percent; classes without positives are not in it.
+        opened: rows of the open vocabulary: name for people, and figures by zsl and gzsl.
     """
 
     dataset: dict[str, Any]
@@ -109,6 +110,13 @@ class Figures:
     curves: list[Chart]
     precision: list[Series]
     classes: dict[str, dict[str, float]]
+    opened: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+
+    @property
+    def open_columns(self) -> list[tuple[str, str]]:
+        """Columns of the open vocabulary: kind and figure, such as zsl and mAP."""
+        found = [(kind, key) for _, row in self.opened for kind in ("zsl", "gzsl") for key in row.get(kind, {})]
+        return [pair for pair in dict.fromkeys(found) if pair[1] == "mAP" or pair[1].startswith("F1_")]
 
     @property
     def top(self) -> str | None:
@@ -140,6 +148,7 @@ def read(folder: Path) -> Figures:
         curves=[chart for name, title in CURVES.items() if (chart := _chart(folder, name, title)).series],
         precision=_precision(folder, [method.key for method in methods]),
         classes=_classes(folder, [method.key for method in methods]),
+        opened=open_rows(read_metrics(folder / "mkt.json")),
     )
 
 

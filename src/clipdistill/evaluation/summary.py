@@ -102,10 +102,15 @@ def render(folder: Path) -> str:
     return "\n".join(lines)
 
 
+def open_rows(opened: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Rows of metrics/mkt.json that hold figures: name for people, and figures by zsl and gzsl."""
+    rows = [(text, _of_row(opened, name)) for name, text in OPEN_ROWS.items()]
+    return [(text, {key: row[key] for key in ("zsl", "gzsl") if key in row}) for text, row in rows if row.get("gzsl")]
+
+
 def _open_vocabulary(opened: dict[str, Any]) -> list[str]:
     """Zero-shot figures, of labels that training never saw, and generalised ones, of all labels."""
-    rows = [(text, _of_row(opened, name)) for name, text in OPEN_ROWS.items()]
-    rows = [(text, row) for text, row in rows if row.get("gzsl")]
+    rows = open_rows(opened)
     if not rows:
         return []
     kinds = [kind for kind in ("zsl", "gzsl") if any(row.get(kind) for _, row in rows)]
