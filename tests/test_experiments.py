@@ -15,7 +15,7 @@ from clipdistill import params
 
 ROOT = Path(__file__).resolve().parents[1]
 METHODS = ["cdul", "ccd", "ccd-defaults"]
-DATASETS = ["voc07", "voc12", "coco14", "nuswide", "nuswide-official"]
+DATASETS = ["voc07", "voc12", "coco14", "nuswide", "nuswide-official", "nuswide-open"]
 PAIRS = [(method, dataset) for method in METHODS for dataset in DATASETS]
 
 
@@ -65,9 +65,27 @@ def test_a_setting_is_lawful_and_its_own(checkout: Path, method: str, dataset: s
     assert (checkout / found.dataset.root).is_dir()
 
 
+@pytest.mark.parametrize("dataset", DATASETS)
+@pytest.mark.parametrize(
+    ("method", "norm", "loss"), [("mkt", "cosine", "log_sum_exp"), ("mkt-release", "label", "rank")]
+)
+def test_mkt_has_its_published_size(checkout: Path, method: str, dataset: str, norm: str, loss: str) -> None:
+    target = "stages/mkt/dvc.yaml:model@mkt"
+    others, found = resolve(checkout, method, dataset, target)
+    assert others == [target]
+    assert (found.clip.model, found.mkt.student.image_size, found.mkt.k) == ("ViT-B-16", "clip", 16)
+    assert (found.mkt.norm, found.mkt.loss, found.mkt.prompt) == (norm, loss, "there is a {} in the scene")
+
+
 @pytest.mark.parametrize(
     ("dataset", "vocabulary"),
-    [("voc07", "voc-15-5"), ("voc12", "voc-15-5"), ("coco14", "coco-48-17"), ("nuswide-official", "auto")],
+    [
+        ("voc07", "voc-15-5"),
+        ("voc12", "voc-15-5"),
+        ("coco14", "coco-48-17"),
+        ("nuswide-official", "auto"),
+        ("nuswide-open", "nuswide-925-81"),
+    ],
 )
 def test_a_data_set_has_the_open_vocabulary_that_needs_no_other_files(
     checkout: Path, dataset: str, vocabulary: str
