@@ -121,7 +121,7 @@ def test_the_two_sets_of_the_released_code_are_not_mixed(
     assert (ccd.update_rounds, ccd.train.warmup_epochs, ccd.train.epochs) == (1, 2, 8)
 
 
-@pytest.mark.parametrize("words", [(), ("cdul",), ("voc12",), ("cdul", "voc13"), ("mkt", "voc12")])
+@pytest.mark.parametrize("words", [(), ("cdul",), ("voc12",), ("cdul", "voc13"), ("ttd", "voc12")])
 def test_what_is_unknown_is_refused_with_the_names_of_what_is_there(checkout: Path, words: tuple[str, ...]) -> None:
     result = run(checkout, *words)
     assert result.returncode == 2
