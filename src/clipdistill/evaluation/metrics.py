@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torchmetrics.functional.classification import multilabel_average_precision, multilabel_stat_scores
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -92,6 +91,9 @@ def mean_average_precision(
     """
     if empty_class not in ("skip", "zero"):
         raise ValueError(f"empty_class must be skip or zero, but is {empty_class!r}")
+    # Imported where it is needed: torchmetrics takes two seconds, and half of the stages compute no metric.
+    from torchmetrics.functional.classification import multilabel_average_precision  # noqa: PLC0415
+
     values, truth = _checked(scores, labels)
     per_class = np.full(values.shape[1], np.nan)
     filled = (truth == 1).any(dim=0)
@@ -220,6 +222,8 @@ def _ranks(values: Tensor) -> Tensor:
 
 
 def _figures(predicted: Tensor, truth: Tensor) -> dict[str, float]:
+    from torchmetrics.functional.classification import multilabel_stat_scores  # noqa: PLC0415 - as above
+
     counts = multilabel_stat_scores(
         predicted.to(torch.int8),
         truth,
