@@ -100,8 +100,10 @@ def rank_loss(scores: Tensor, labels: Tensor, margin: float = 1.0) -> Tensor:
     scores = at_least_float32(scores)
     present, absent = labels >= 0.5, (labels >= 0) & (labels < 0.5)
     with torch.no_grad():
-        of_present = _active(scores, scores - margin, absent) * present
-        of_absent = _active(-scores, -scores - margin, present) * absent
+        # One rounding for both counts: else a pair that is just apart may be active for one of the two alone.
+        moved = torch.where(present, scores - margin, scores)
+        of_present = _active(moved, absent) * present
+        of_absent = _active(-moved, present) * absent
         pairs = of_present.sum(dim=1)
     # Divided first: sums over pairs reach 1e7, where float32 has no decimals left.
     share = pairs.clamp(min=1)[:, None]
@@ -109,10 +111,10 @@ def rank_loss(scores: Tensor, labels: Tensor, margin: float = 1.0) -> Tensor:
     return loss.sum() / (pairs > 0).sum().clamp(min=1)
 
 
-def _active(scores: Tensor, bounds: Tensor, among: Tensor) -> Tensor:
-    """How many scores of the columns `among` lie above each bound, [B, S]."""
+def _active(scores: Tensor, among: Tensor) -> Tensor:
+    """How many scores of the columns `among` lie above each score, [B, S]."""
     ordered = scores.masked_fill(~among, torch.inf).sort(dim=1).values
-    below = torch.searchsorted(ordered, bounds.contiguous(), right=True)
+    below = torch.searchsorted(ordered, scores.contiguous(), right=True)
     return (among.sum(dim=1, keepdim=True) - below.clamp(max=among.shape[1])).clamp(min=0).to(scores.dtype)
 
 
