@@ -73,7 +73,8 @@ def _timm(tower: TimmModel, images: Tensor) -> tuple[Tensor, Tensor]:
         cells = _cells(features, channels_last=getattr(trunk, "output_fmt", "NCHW") != "NCHW")
         return pooled, tower.head(trunk.forward_head(cells)).reshape(len(images), -1, pooled.shape[1])
     patches = features[:, getattr(trunk, "num_prefix_tokens", 1) :]
-    return pooled, tower.head(trunk.fc_norm(patches))
+    # The projection is the trunk's own head in some models, and open_clip's in others.
+    return pooled, tower.head(trunk.head(trunk.fc_norm(patches)))
 
 
 def _cells(features: Tensor, channels_last: bool) -> Tensor:
@@ -125,7 +126,8 @@ def _timm_layers(tower: TimmModel) -> list[list[nn.Parameter]]:
     trunk: Any = tower.trunk
     groups = group_parameters(trunk, trunk.group_matcher(coarse=True))
     found = [[trunk.get_parameter(name) for name in groups[key]] for key in sorted(groups)]
-    return [*found, list(tower.head.parameters())]
+    # Where the trunk projects, open_clip's head is empty: no layer, which would take the place of the topmost.
+    return [layer for layer in (*found, list(tower.head.parameters())) if layer]
 
 
 def as_map(patches: Tensor) -> Tensor:
