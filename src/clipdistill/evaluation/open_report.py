@@ -75,17 +75,22 @@ def compare(
     result: dict[str, Any] = {}
     for row in [name for name in predictions if not name.endswith("_zsl")]:
         scores = predictions[row]
-        if scores.shape != labels.shape or scores.shape[1] != len(names):
-            raise ArtifactError(
-                f"scores {list(scores.shape)} of {row} and ground truth {list(labels.shape)} do not belong together, "
-                f"or not to {len(names)} labels: run `dvc repro`"
-            )
+        _require_shape(row, scores, labels, len(names))
         figures: dict[str, Any] = {}
         if unseen.any():
             own, truth = predictions[f"{row}_zsl"], labels[:, unseen]
+            _require_shape(f"{row}_zsl", own, truth, len(alone))
             figures["zsl"] = open_figures(own, truth, top_k, empty_class)
             if twins and alone.any():
                 figures["zsl_strict"] = open_figures(own[:, alone], truth[:, alone], top_k, empty_class)
         figures["gzsl"] = open_figures(scores, labels, top_k, empty_class)
         result |= figures if row == "student" else {row: figures}
     return result
+
+
+def _require_shape(row: str, scores: Scores, labels: Labels, columns: int) -> None:
+    if scores.shape != labels.shape or scores.shape[1] != columns:
+        raise ArtifactError(
+            f"scores {list(scores.shape)} of {row} and ground truth {list(labels.shape)} do not belong together, "
+            f"or not to {columns} labels: run `dvc repro`"
+        )
