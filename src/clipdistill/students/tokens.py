@@ -47,8 +47,8 @@ def token_embeddings(tower: Tower, images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def takes_any_side(tower: Tower) -> bool:
-    """Whether the tower takes images of another side than its own: it has no embeddings of places."""
-    return isinstance(tower, TimmModel) and not any(name.endswith("pos_embed") for name, _ in tower.named_parameters())
+    """Whether the tower takes images of another side than its own: a convolutional trunk, which knows no places."""
+    return isinstance(tower, TimmModel) and not hasattr(tower.trunk, "patch_embed")
 
 
 def _transformer(tower: VisionTransformer, images: Tensor) -> tuple[Tensor, Tensor]:
