@@ -50,12 +50,12 @@ def read_vocabulary(params: MktParams, paths: Paths, table: ImageTable) -> Vocab
     if params.supervision == "ground_truth":
         path = paths.labels("ground_truth")
         group = store.read_group(path, {"table": table.fingerprint})
-        known = {item.name: item for item in open_classes}
+        known = {item.name: item for item in open_classes if item.seen}
         try:
             columns = [known[name] for name in group.provenance["classes"]]
         except KeyError as error:
             raise ArtifactError(
-                f"{path} has a label {error}, which {paths.open_classes} has not: run `dvc repro`"
+                f"{path} has a label {error}, which {paths.open_classes} has not among the seen ones: run `dvc repro`"
             ) from None
         return _of(columns, group.read("labels"))
     labels = _pseudo_labels(params.supervision, paths, table).read("labels")
