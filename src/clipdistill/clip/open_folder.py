@@ -99,8 +99,10 @@ def load(folder: Path) -> OpenStudent:
     except (RuntimeError, ParamsError, KeyError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ArtifactError(f"{folder / WEIGHTS} is no {card.model}, as {FILE} says ({reason}): {CURE}") from None
-    if context is None or context.ndim != 2 or not all(torch.isfinite(value).all() for value in state.values()):
-        raise ArtifactError(f"{folder / WEIGHTS} has no context of prompts, or holds NaN or infinity: {CURE}")
+    if context is None or context.ndim != 2:
+        raise ArtifactError(f"{folder / WEIGHTS} has no context of prompts: {CURE}")
+    if not all(torch.isfinite(value).all() for value in (context, *state.values())):
+        raise ArtifactError(f"{folder / WEIGHTS} holds NaN or infinity: {CURE}")
     return OpenStudent(model.eval().requires_grad_(False), context, card)
 
 
