@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import open_clip
 import safetensors
 import safetensors.torch
+import timm
 import torch
 from open_clip.timm_model import TimmModel
 from torch import Tensor, nn
@@ -58,6 +60,9 @@ def timm_tower(name: str, width: int, size: int, pretrained: bool = False) -> Ti
         ParamsError: timm has no such network, or it takes no such images; or the weights cannot be fetched.
     """
     try:
+        # Of timm's own: a name on a hub would be fetched, and a folder from somewhere may hold any name.
+        if not timm.is_model(name):
+            raise ValueError("timm knows no such network")
         tower = TimmModel(name, width, size, pool="", proj="linear", pretrained=pretrained)
         if hasattr(tower.trunk, "set_input_size"):
             tower.set_input_size(size)
@@ -108,6 +113,9 @@ def load(folder: Path) -> OpenStudent:
 
 def _empty(card: OpenCard) -> ClipModel:
     teacher.register_architectures()
+    # See `timm_tower`: nor is a hub asked, or another folder read.
+    if card.model not in open_clip.list_models():
+        raise ParamsError("open_clip knows no such architecture")
     model = teacher.create(card.model, card.quick_gelu)
     if card.backbone != "clip":
         model.visual = timm_tower(card.backbone, embedding_width(model), card.image_size)
