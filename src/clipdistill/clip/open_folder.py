@@ -18,7 +18,7 @@ from clipdistill.clip import teacher
 from clipdistill.clip.teacher import ClipModel
 from clipdistill.errors import ArtifactError, ParamsError
 from clipdistill.store import file_sha256, write_atomically
-from clipdistill.students import open_card
+from clipdistill.students import open_card, tokens
 from clipdistill.students.open_card import FILE, WEIGHTS, OpenCard
 from clipdistill.students.open_vocabulary import Scoring
 from clipdistill.students.student_yaml import CURE
@@ -66,13 +66,16 @@ def timm_tower(name: str, width: int, size: int, pretrained: bool = False) -> Ti
         tower = TimmModel(name, width, size, pool="", proj="linear", pretrained=pretrained)
         if hasattr(tower.trunk, "set_input_size"):
             tower.set_input_size(size)
+        # What a network does with images of a size shows only when it gets one.
+        with torch.no_grad():
+            tokens.token_embeddings(tower.eval(), torch.zeros(1, 3, size, size))
     # What timm and its hub raise is no short list.
     except Exception as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ParamsError(
             f"mkt.student.backbone: {name} cannot be had from timm for {size} pixels ({reason})"
         ) from None
-    return tower
+    return tower.train()
 
 
 def save(folder: Path, student: OpenStudent) -> None:
