@@ -63,6 +63,34 @@ def test_exponents_without_a_point_are_numbers(tmp_path: Path) -> None:
         ("prompts: {templates: []}", r"prompts\.templates"),
         ("prompts: {templates: [a photo]}", r"prompts: template 'a photo' must hold \{\} exactly once"),
         ("train: {cdul: {sigma: 0.1, step: 1.0}}", r"train\.cdul: step 1 overshoots .* at most 0\.2507"),
+        ("mkt: {student: {weights: pretrained}}", r"mkt\.student: backbone clip starts from the teacher's weights"),
+        (
+            "mkt: {student: {backbone: resnet18, weights: a.pth}}",
+            r"mkt\.student: a file of weights needs its `sha256` \(`sha256sum FILE` prints it\)",
+        ),
+        ("mkt: {student: {backbone: ''}}", r"mkt\.student\.backbone: .*at least 1 character"),
+        ("mkt: {student: {image_size: teacher}}", r"mkt\.student\.image_size: .*'clip'"),
+        ("mkt: {student: {image_size: 31}}", r"mkt\.student\.image_size: .*greater than or equal to 32, found 31"),
+        ("mkt: {student: {sha256: abc}}", r"mkt\.student\.sha256"),
+        ("mkt: {prompt: a photo}", r"mkt: prompt 'a photo' must hold \{\} exactly once"),
+        ("mkt: {prompt: '{} and {}'}", r"mkt: prompt '\{\} and \{\}' must hold \{\} exactly once"),
+        ("mkt: {supervision: seen}", r"mkt\.supervision: .*'ground_truth'.*found 'seen'"),
+        ("mkt: {k: 0}", r"mkt\.k: .*greater than or equal to 1, found 0"),
+        ("mkt: {local: 1.1}", r"mkt\.local: .*less than or equal to 1"),
+        ("mkt: {norm: none}", r"mkt\.norm: .*'cosine' or 'label', found 'none'"),
+        ("mkt: {loss: bce}", r"mkt\.loss: .*'log_sum_exp' or 'rank', found 'bce'"),
+        ("mkt: {margin: -1.0}", r"mkt\.margin: .*greater than or equal to 0"),
+        ("mkt: {unlock: 0}", r"mkt\.unlock: .*greater than or equal to 1, found 0"),
+        ("mkt: {unlock: none}", r"mkt\.unlock: .*'all', found 'none'"),
+        ("mkt: {layer_decay: 0.0}", r"mkt\.layer_decay: .*greater than 0"),
+        ("mkt: {layer_decay: 1.5}", r"mkt\.layer_decay: .*less than or equal to 1"),
+        ("mkt: {distil: {weight: -1.0}}", r"mkt\.distil\.weight: .*greater than or equal to 0"),
+        ("mkt: {distil: {teacher: offline}}", r"mkt\.distil\.teacher: .*'online' or 'cached', found 'offline'"),
+        ("mkt: {recipe: {head: 1}}", r"mkt\.recipe\.head: unknown key; known here: .*head_factor"),
+        ("mkt: {tune: {seed: 1}}", r"mkt\.tune\.seed: unknown key; known here: epochs, batch_size, learning_rate"),
+        ("mkt: {tune: {epochs: 0}}", r"mkt\.tune\.epochs: .*greater than or equal to 1, found 0"),
+        ("mkt: {top_k: []}", r"mkt\.top_k: .*at least 1 item"),
+        ("mkt: {top_k: [3, 0]}", r"mkt\.top_k\.1: .*greater than or equal to 1, found 0"),
         ("evaluate: {threshold: 2}", r"evaluate\.threshold"),
         ("evaluate: 3", r"evaluate"),
         ("- a list", r"top level"),
@@ -78,6 +106,22 @@ def test_exponents_without_a_point_are_numbers(tmp_path: Path) -> None:
 def test_what_is_refused_is_named_with_its_path(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(ParamsError, match=message):
         load(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("text", "student"),
+    [
+        ("{}", {"backbone": "clip", "weights": "none"}),
+        ("{backbone: resnet18}", {"backbone": "resnet18", "weights": "none"}),
+        ("{backbone: resnet18, weights: pretrained}", {"weights": "pretrained", "sha256": ""}),
+        (f"{{backbone: resnet18, weights: a.pth, sha256: '{'0' * 64}'}}", {"weights": "a.pth", "sha256": "0" * 64}),
+        ("{image_size: clip}", {"image_size": "clip"}),
+    ],
+)
+def test_the_student_of_mkt_may_start_from(tmp_path: Path, text: str, student: dict[str, object]) -> None:
+    found = load(tmp_path, f"mkt: {{student: {text}, unlock: all}}").mkt
+    assert found.unlock == "all"
+    assert found.student.model_dump(include=set(student)) == student
 
 
 def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
