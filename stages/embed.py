@@ -1,4 +1,4 @@
-"""Stage embed@KIND: views to embeddings; KIND is global, snippets or cam. Runs under torchrun as well.
+"""Stage embed@KIND: views to embeddings; KIND is global, snippets, dense or cam. Runs under torchrun as well.
 
 Views that a student points at (cam) are those of VIEWS, and their embeddings go to OUT; where neither is named, they
 are those before CCD's first update.

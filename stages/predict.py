@@ -1,4 +1,4 @@
-"""Stage predict@METHOD: a student's scores of the evaluation split; METHOD is cdul, ccd, global or supervised."""
+"""Stage predict@METHOD: a student's scores of the evaluation split; METHOD as in train@METHOD."""
 
 import numpy as np
 

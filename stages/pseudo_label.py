@@ -1,4 +1,4 @@
-"""Stage pseudo_label@METHOD: the labels that training begins with; METHOD is global, cdul or ccd."""
+"""Stage pseudo_label@METHOD: the labels that training begins with; METHOD is global, cdul, dense or ccd."""
 
 import logging
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Stage train@METHOD: labels to a student; METHOD is cdul, ccd, global or supervised. Also under torchrun."""
+"""Stage train@METHOD: labels to a student; METHOD is cdul, dense, ccd, global or supervised. Also under torchrun."""
 
 from pathlib import Path
 

@@ -205,12 +205,22 @@ class CamViewParams(Section):
     )
 
 
+class DenseViewParams(Section):
+    """The cells of the encoder's own map, all embedded by one pass (stage `embed@dense`)."""
+
+    image_size: Annotated[int, Field(ge=32, le=2048)] | Literal["clip"] = Field(
+        128, description="side of the images, pixels; clip: the teacher's, which all towers with places need"
+    )
+    resize: Literal["squash"] = Field("squash", description="the whole image to a square, so that no side is lost")
+
+
 class ViewParams(Section):
     """What CLIP looks at."""
 
     whole: GlobalViewParams = Field(GlobalViewParams(), alias="global", description="the whole image")
     snippets: SnippetViewParams = Field(SnippetViewParams(), description="a grid or tiles")
     cam: CamViewParams = Field(CamViewParams(), description="where the student points")
+    dense: DenseViewParams = Field(DenseViewParams(), description="cells of the encoder's map")
 
 
 class CdulLabelParams(Section):

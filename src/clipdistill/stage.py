@@ -190,9 +190,9 @@ class Paths:
         """Embeddings of a split's views."""
         return self.cache / split / f"{kind}.zarr"
 
-    def similarity(self, split: str) -> Path:
-        """Cosines of a split."""
-        return self.cache / split / "similarity.zarr"
+    def similarity(self, split: str, kind: str = "snippets") -> Path:
+        """Cosines of a split: of the whole images, and of one kind of views."""
+        return self.cache / split / ("similarity.zarr" if kind == "snippets" else f"{kind}_similarity.zarr")
 
     def labels(self, method: str) -> Path:
         """First labels of the training split."""

@@ -15,7 +15,7 @@ from import_graph import PACKAGE, ROOT, imports_of, modules_of
 
 from clipdistill import params
 
-FILES = ["dvc.yaml", "stages/scenes/dvc.yaml", "stages/ccd/dvc.yaml", "stages/mkt/dvc.yaml"]
+FILES = ["dvc.yaml", "stages/scenes/dvc.yaml", "stages/ccd/dvc.yaml", "stages/dense/dvc.yaml", "stages/mkt/dvc.yaml"]
 ROOMS = ["cli", "application", "training", "clip", "students", "datasets", "evaluation", "methods"]
 FOUNDATION = [
     "stage",

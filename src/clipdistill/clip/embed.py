@@ -96,24 +96,27 @@ def fill(
     batch_size: int,
     lanes: int,
     progress: Progress,
+    cells: int = 1,
 ) -> None:
     """Embed the views of the given shards and write each as soon as it is whole.
 
     Args:
         work: from `prepare`.
         shards: indices of unfinished shards that are this process's own, ascending.
-        source: pixels of the same views.
+        source: pixels of the same views; where the encoder embeds cells, of the images whose cells they are.
         encoder: CLIP's image tower.
         batch_size: views a forward pass.
         lanes: batches that a processor works on side by side, each on one core.
         progress: called with the number of views after every batch.
+        cells: M, views that the encoder makes of what the source gives one of.
     """
     spec = work.specs["embedding"]
-    ranges = [spec.range_of(shard) for shard in shards]
+    ranges = [(start // cells, stop // cells) for start, stop in map(spec.range_of, shards)]
     whole: Embeddings | None = None
     with ThreadPoolExecutor(1) as writer:
         written: Future[None] | None = None
-        for start, stop, part in _embedded(source, encoder, ranges, batch_size, lanes):
+        for begin, end, part in _embedded(source, encoder, ranges, batch_size, lanes):
+            start, stop = begin * cells, end * cells
             shard = start // spec.rows
             first, last = spec.range_of(shard)
             if whole is None:

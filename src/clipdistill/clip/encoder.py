@@ -22,6 +22,7 @@ from clipdistill import distributed
 from clipdistill.clip.preprocessing import normalise
 from clipdistill.clip.teacher import Teacher
 from clipdistill.errors import TeacherError
+from clipdistill.students.tokens import dense_embeddings
 
 Embeddings = npt.NDArray[np.float16]
 
@@ -51,6 +52,8 @@ class ImageEncoder:
         device: where it runs.
         compiled_batch: compile the tower (torch.compile) for batches of this size; smaller ones are padded. None: as
             it is.
+        cells: whether a view gives an embedding for each cell of the encoder's map (`tokens.dense_embeddings`), in
+            place of one.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class ImageEncoder:
         precision: distributed.Precision,
         device: torch.device,
         compiled_batch: int | None = None,
+        cells: bool = False,
     ) -> None:
         self._model = teacher.model
         self._dtype = distributed.resolve_precision(precision, device)
@@ -68,7 +72,7 @@ class ImageEncoder:
             torch.cuda.synchronize(device)
         self._preprocessing = teacher.preprocessing
         self._device = device
-        self._compiled_batch = compiled_batch
+        self._compiled_batch, self._cells = compiled_batch, cells
         self._embed = torch.compile(self._eager, dynamic=False) if compiled_batch else self._eager
         self._lane = threading.local()
 
@@ -79,7 +83,7 @@ class ImageEncoder:
             pixels: uint8 [B, S, S, 3], on the CPU; page-locked where the device is a GPU, if copies are to overlap.
 
         Returns:
-            float16 [B, D], rows of unit norm.
+            float16 [B, D], rows of unit norm; with `cells` [B * M, D], those of a view after one another.
 
         Raises:
             TeacherError: the encoder returned NaN or infinity, or the GPU has too little memory for the batch.
@@ -89,7 +93,7 @@ class ImageEncoder:
             pixels = F.pad(pixels, (0, 0, 0, 0, 0, 0, 0, self._compiled_batch - count))
         try:
             with torch.inference_mode(), getattr(self._lane, "stream", None) or nullcontext():
-                embedding = self._embed(pixels.to(self._device, non_blocking=True)).half().cpu().numpy()[:count]
+                embedding = self._embed(pixels.to(self._device, non_blocking=True))[:count].half().cpu().numpy()
         except torch.OutOfMemoryError:
             raise TeacherError(
                 f"the GPU has too little memory for {_GPU_LANES} batches of {len(pixels)} views side by side: set "
@@ -99,13 +103,14 @@ class ImageEncoder:
             cure = "use bf16, which has the range of fp32" if self._dtype is torch.float16 else "check the weights"
             name = str(self._dtype).removeprefix("torch.")
             raise TeacherError(f"clip.precision: the image encoder gives NaN or infinity in {name}: {cure}")
-        return embedding
+        return embedding.reshape(-1, embedding.shape[-1])
 
     def _eager(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Pixels uint8 [B, S, S, 3] to float32 [B, D] of unit norm, on the device."""
+        """Pixels uint8 [B, S, S, 3] to float32 [B, D] or [B, M, D] of unit norm, on the device."""
         # The permuted view of channels-last pixels is a channels-last tensor: nothing is copied.
         values = normalise(pixels.permute(0, 3, 1, 2), self._preprocessing).to(self._dtype)
-        return F.normalize(self._model.encode_image(values).float(), dim=-1)
+        embedding = dense_embeddings(self._model.visual, values) if self._cells else self._model.encode_image(values)
+        return F.normalize(embedding.float(), dim=-1)
 
     @contextmanager
     def lanes(self, count: int) -> Iterator[ThreadPoolExecutor]:

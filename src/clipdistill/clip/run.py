@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,14 +23,18 @@ from clipdistill.clip.preprocessing import ViewTransform
 from clipdistill.clip.views import ViewTable
 from clipdistill.datasets.table import SPLITS, ImageTable
 from clipdistill.errors import ClipdistillError, ParamsError
-from clipdistill.params import CamViewParams, GlobalViewParams, Params, SnippetViewParams
+from clipdistill.params import CamViewParams, DenseViewParams, GlobalViewParams, Params, SnippetViewParams
 from clipdistill.stage import Paths
+from clipdistill.students import tokens
 from clipdistill.work import Work
 
 logger = logging.getLogger(__name__)
 
 # Threads that decode, for a GPU; on a processor, where they share the cores with the lanes, one for two of those.
 _GPU_WORKERS, _LANES_A_WORKER = 8, 2
+
+# Cells a side of an encoder's map: a shard holds whole images.
+_MOST_CELLS = 32
 
 
 class _Arithmetic(NamedTuple):
@@ -73,21 +77,51 @@ def requests(kind: str, params: Params) -> list[Request]:
     """Views of a kind in every split.
 
     Args:
-        kind: "global" or "snippets".
+        kind: "global", "snippets" or "dense".
         params: all parameters.
 
     Raises:
-        ParamsError: an unknown kind.
+        ParamsError: an unknown kind, or images of a size that the teacher does not take.
     """
-    if kind not in ("global", "snippets"):
-        raise ParamsError(f"unknown kind of view {kind!r}; here there are global and snippets")
+    if kind not in ("global", "snippets", "dense"):
+        raise ParamsError(f"unknown kind of view {kind!r}; here there are global, snippets and dense")
     paths = Paths(params.dataset.name)
+    grid = _grid(params) if kind == "dense" else 0
     found = []
     for split in SPLITS:
         table = ImageTable.load(paths.table(split))
-        boxes = views.whole(table) if kind == "global" else views.snippets(table, params.views.snippets)
+        if kind == "dense":
+            boxes = views.cells(table, grid)
+        else:
+            boxes = views.whole(table) if kind == "global" else views.snippets(table, params.views.snippets)
         found.append(Request(split, table, boxes, paths.embeddings(split, kind)))
     return found
+
+
+def _grid(params: Params) -> int:
+    """Cells a side of the teacher's map, which its weights have no part in."""
+    teacher.register_architectures()
+    model = teacher.create(params.clip.model)
+    size = _dense_size(params, teacher.preprocessing_of(model).size, model.visual)
+    grid = tokens.cells_a_side(model.visual, size)
+    if grid > _MOST_CELLS:
+        raise ParamsError(
+            f"views.dense.image_size: {size} pixels give {grid} cells a side, and more than {_MOST_CELLS} are not "
+            "embedded at once; take smaller images, or snippets"
+        )
+    return grid
+
+
+def _dense_size(params: Params, own: int, tower: tokens.Tower) -> int:
+    wanted = params.views.dense.image_size
+    if wanted in ("clip", own):
+        return own
+    if not tokens.takes_any_side(tower):
+        raise ParamsError(
+            f"views.dense.image_size: {params.clip.model} takes images of {own} pixels alone, found {wanted}; set it "
+            "to clip"
+        )
+    return int(wanted)
 
 
 def cam_request(params: Params, table: Path, out: Path) -> Request:
@@ -110,7 +144,7 @@ def embed_views(kind: str, wanted: list[Request], params: Params, command: list[
     fills its shards; the first waits for the others' and seals.
 
     Args:
-        kind: "global", "snippets" or "cam".
+        kind: "global", "snippets", "dense" or "cam".
         wanted: what is to be embedded.
         params: all parameters.
         command: a script and its arguments that call this function in the same way.
@@ -163,6 +197,10 @@ class _Embedding:
         device = self._device = self.compute.torch_device()
         self._kind, self._precision = kind, params.clip.precision
         self._teacher = teacher.load(params.clip)
+        if kind == "dense":
+            own = self._teacher.preprocessing
+            size = _dense_size(params, own.size, self._teacher.model.visual)
+            self._teacher = replace(self._teacher, preprocessing=replace(own, size=size))
         self._section = _section(kind, params)
         self._arithmetic = _arithmetic(params, self.compute, device, self._teacher.preprocessing.size)
         settings = {"kind": kind, "precision": params.clip.precision, "dtype": self._arithmetic.dtype}
@@ -187,7 +225,8 @@ class _Embedding:
             return
         rank, world = distributed.rank(), distributed.world_size()
         batch, on_gpu = self._arithmetic.batch, self._device.type == "cuda"
-        encoder = ImageEncoder(self._teacher, self._precision, self._device, batch if self.compute.compile else None)
+        compiled, dense = batch if self.compute.compile else None, self._kind == "dense"
+        encoder = ImageEncoder(self._teacher, self._precision, self._device, compiled, cells=dense)
         transform = ViewTransform(self._teacher.preprocessing, self._section.resize)
         lanes = self.compute.thread_count()
         workers = self.compute.workers or (min(_GPU_WORKERS, lanes) if on_gpu else -(-lanes // _LANES_A_WORKER))
@@ -195,8 +234,11 @@ class _Embedding:
         name = f"embed@{self._kind}" + (f" (process {rank + 1} of {world})" if world > 1 else "")
         with _progress(name, total, logger.isEnabledFor(logging.INFO)) as advance:
             for job, share in zip(self.jobs, shares, strict=True):
-                source = ViewSource(job.request.table, job.request.views, transform, workers, pinned=on_gpu)
-                embed.fill(job.work, share, source, encoder, batch, lanes, advance)
+                table, seen = job.request.table, job.request.views
+                cells = (seen.uniform_count or 1) if dense else 1
+                looked_at = views.whole(table) if dense else seen
+                source = ViewSource(table, looked_at, transform, workers, pinned=on_gpu)
+                embed.fill(job.work, share, source, encoder, batch, lanes, advance, cells)
 
     def wait(self) -> None:
         """Wait for the shards of the other processes.
@@ -237,9 +279,11 @@ class _Embedding:
             job.work.publish(job.request.out)
 
 
-def _section(kind: str, params: Params) -> GlobalViewParams | SnippetViewParams | CamViewParams:
+def _section(kind: str, params: Params) -> GlobalViewParams | SnippetViewParams | CamViewParams | DenseViewParams:
     if kind == "global":
         return params.views.whole
+    if kind == "dense":
+        return params.views.dense
     return params.views.snippets if kind == "snippets" else params.views.cam
 
 

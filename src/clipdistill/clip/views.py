@@ -69,6 +69,11 @@ def snippets(table: ImageTable, params: SnippetViewParams) -> ViewTable:
     return _product(columns, rows)
 
 
+def cells(table: ImageTable, grid: int) -> ViewTable:
+    """Cells of an encoder's own map over every whole image: `grid` a side, row by row."""
+    return snippets(table, SnippetViewParams(grid=grid))
+
+
 def stored(path: Path, table: ImageTable) -> ViewTable:
     """Read a view table that a stage has written: arrays `box` [V, 4] and `offset` [N + 1].
 

@@ -12,9 +12,9 @@ from typing import Any
 
 from clipdistill.errors import ArtifactError
 from clipdistill.evaluation.charts import Series
-from clipdistill.evaluation.summary import LABELS, METHODS, THRESHOLDS, open_rows, read_metrics
+from clipdistill.evaluation.summary import CELLS, LABELS, METHODS, THRESHOLDS, open_rows, read_metrics
 
-ORDER = ("teacher", "global", "teacher_views", "cdul", "ccd", "supervised")
+ORDER = ("teacher", "global", "teacher_views", "teacher_dense", "cdul", "dense", "ccd", "supervised")
 """Methods as the page shows them: the two bounds among the others, mostly from the worst to the best."""
 
 CURVES = {
@@ -144,7 +144,7 @@ def read(folder: Path) -> Figures:
     return Figures(
         dataset=read_metrics(folder / "format.json"),
         methods=methods,
-        labels=[track for track in (_cdul_labels(folder), _ccd_labels(folder)) if track.steps],
+        labels=[track for track in (_cdul_labels(folder), _dense_labels(folder), _ccd_labels(folder)) if track.steps],
         curves=[chart for name, title in CURVES.items() if (chart := _chart(folder, name, title)).series],
         precision=_precision(folder, [method.key for method in methods]),
         classes=_classes(folder, [method.key for method in methods]),
@@ -158,6 +158,13 @@ def _cdul_labels(folder: Path) -> LabelTrack:
     refined = read_metrics(folder / "train" / "cdul.json").get("train", {}).get("refined_mAP")
     steps.append(("refined while the student learned", refined))
     return LabelTrack("cdul", "CDUL", [(text, value) for text, value in steps if value is not None])
+
+
+def _dense_labels(folder: Path) -> LabelTrack:
+    first = read_metrics(folder / "labels" / "dense.json").get("train", {})
+    refined = read_metrics(folder / "train" / "dense.json").get("train", {}).get("refined_mAP")
+    steps = [*((text, first.get(key)) for key, text in CELLS.items()), ("refined while the student learned", refined)]
+    return LabelTrack("dense", "CDUL, cells", [(text, value) for text, value in steps if value is not None])
 
 
 def _ccd_labels(folder: Path) -> LabelTrack:

@@ -12,10 +12,13 @@ METHODS = {
     "global": "student on global labels (lower bound)",
     "teacher": "CLIP, whole image",
     "teacher_views": "CLIP, whole image and snippets",
+    "teacher_dense": "CLIP, whole image and cells of its map",
     "cdul": "CDUL student",
+    "dense": "CDUL student, cells for snippets",
     "ccd": "CCD student",
     "supervised": "student on ground truth (upper bound)",
 }
+CELLS = {"aggregate_mAP": "cells of CLIP's map, aggregated", "final_mAP": "whole image and cells"}
 OPEN_METHOD = "MKT student (open vocabulary)"
 OPEN_ROWS = {
     "teacher_global": "CLIP, whole image",
@@ -32,6 +35,7 @@ THRESHOLDS = ("own", "oracle")
 _LABELS = {
     "global": ("labels/global.json", "global_mAP"),
     "cdul": ("labels/cdul.json", "final_mAP"),
+    "dense": ("labels/dense.json", "final_mAP"),
     "cdul_refined": ("train/cdul.json", "refined_mAP"),
     "ccd": ("labels/ccd.json", "refined_mAP"),
 }
@@ -96,6 +100,8 @@ def render(folder: Path) -> str:
     training = read_metrics(folder / "train" / "cdul.json").get("train", {})
     if "refined_mAP" in training:
         lines.append(_line("refined while the student learned", [training["refined_mAP"]]))
+    cells = read_metrics(folder / "labels" / "dense.json").get("train", {})
+    lines += [_line(text, [cells[key]]) for key, text in CELLS.items() if key in cells]
     updated = read_metrics(folder / "labels" / "ccd.json").get("train", {})
     lines += [_line(f"CCD, {key.removesuffix('_mAP')}", [updated[key]]) for key in updated if key.startswith("round")]
     lines += _open_vocabulary(read_metrics(folder / "mkt.json"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -44,6 +45,54 @@ def token_embeddings(tower: Tower, images: Tensor) -> tuple[Tensor, Tensor]:
     if isinstance(tower, ModifiedResNet):
         return _resnet(tower, images)
     raise TeacherError(f"clip.model: patches of a {type(tower).__name__} cannot be had; take a ViT or a ResNet")
+
+
+def dense_embeddings(tower: Tower, images: Tensor) -> Tensor:
+    """Embed the cells of a tower's map, each by itself: float [B, M, D], row by row, not of unit norm.
+
+    As the patches of `token_embeddings`, but for a vision transformer: in its last block a token attends to itself
+    alone (a mask with 0 on the diagonal and -inf elsewhere), so that what a cell shows is not mixed with the rest once
+    more. Without an adapter that is the value path of MaskCLIP (arXiv 2112.01071, section 3.2); and unlike code that
+    reads the value projection itself, the mask keeps whatever adapter the attention has in the path.
+
+    Args:
+        tower: on a device.
+        images: float [B, 3, S, S], normalised.
+
+    Raises:
+        TeacherError: as `token_embeddings`.
+    """
+    if not isinstance(tower, VisionTransformer):
+        return token_embeddings(tower, images)[1]
+    if tower.attn_pool is not None:
+        raise TeacherError(_POOLED)
+    values = tower._embeds(images)
+    *blocks, last = tower.transformer.resblocks
+    if not tower.transformer.batch_first:
+        values = values.transpose(0, 1)
+    for block in blocks:
+        values = block(values)
+    length = values.shape[1 if tower.transformer.batch_first else 0]
+    alone = torch.full((length, length), -torch.inf, device=values.device, dtype=values.dtype).fill_diagonal_(0)
+    values = last(values, attn_mask=alone)
+    if not tower.transformer.batch_first:
+        values = values.transpose(0, 1)
+    cells: Tensor = tower.ln_post(values[:, 1:])
+    return cells if tower.proj is None else cells @ tower.proj
+
+
+def cells_a_side(tower: Tower, size: int) -> int:
+    """Cells a side of a tower's map of images of `size` pixels.
+
+    Raises:
+        TeacherError: as `token_embeddings`, or the map is not square.
+    """
+    with torch.no_grad():
+        cells = dense_embeddings(tower, torch.zeros(1, 3, size, size)).shape[1]
+    side = math.isqrt(cells)
+    if side * side != cells:
+        raise TeacherError(f"clip.model: its map of {size} pixels has {cells} cells, which make no square")
+    return side
 
 
 def takes_any_side(tower: Tower) -> bool:

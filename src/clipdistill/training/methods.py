@@ -27,8 +27,9 @@ def train_method(method: str, params: Params, command: list[str]) -> None:
     """Train one method's student, in as many processes as this machine is set to.
 
     Args:
-        method: "cdul" (first labels, refined by gradient alignment), "ccd" (updated labels, with the stopping rule),
-            "global" (labels of the whole image alone, the lower bound) or "supervised" (ground truth, the upper bound).
+        method: "cdul" and "dense" (first labels, refined by gradient alignment), "ccd" (updated labels, with the
+            stopping rule), "global" (labels of the whole image alone, the lower bound) or "supervised" (ground truth,
+            the upper bound).
         params: all parameters.
         command: the stage's script and its arguments, started once a process where there are several.
     """
@@ -67,7 +68,7 @@ def _taught(method: str, params: Params, paths: Paths, table: ImageTable) -> tup
         updated = CcdLabels.read(paths.ccd_labels(MAX_ROUNDS), table)
         return updated.labels.numpy(), WeightedLabels(updated.weight)
     labels = stored_labels(method, paths, table).read("labels")
-    return labels, GradientAlignment(params.train.cdul) if method == "cdul" else FixedLabels()
+    return labels, FixedLabels() if method == "global" else GradientAlignment(params.train.cdul)
 
 
 def _regime(method: str, params: Params, paths: Paths) -> Regime:

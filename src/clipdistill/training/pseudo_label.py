@@ -134,7 +134,8 @@ def labels_of(method: str, paths: Paths, table: ImageTable, params: Params) -> T
     """Labels of a method.
 
     Args:
-        method: "global" (CLIP on the whole image), "cdul" (with its snippets), or "ccd" (as its last update left them).
+        method: "global" (CLIP on the whole image), "cdul" (with its snippets), "dense" (with the cells of its map,
+            as CDUL does with snippets), or "ccd" (as its last update left them).
         paths: of the artifacts.
         table: training images.
         params: all parameters.
@@ -144,14 +145,15 @@ def labels_of(method: str, paths: Paths, table: ImageTable, params: Params) -> T
     """
     if method == "ccd":
         return _updated(paths, table)
-    similarity = store.read_group(paths.similarity("train"), {"table": table.fingerprint})
+    kind = "dense" if method == "dense" else "snippets"
+    similarity = store.read_group(paths.similarity("train", kind), {"table": table.fingerprint})
     labels = first_labels(similarity, params.pseudo_label)
     states = {"global": labels.whole}
-    if method == "cdul":
+    if method in ("cdul", "dense"):
         states |= {"aggregate": labels.aggregate, "final": labels.final}
         if labels.share_of_maximum == 0:
             logger.warning("pseudo_label.cdul.threshold is above every score: the aggregate is the plain minimum")
-    sources = ("text", "global", "snippets") if method == "cdul" else ("text", "global")
+    sources = ("text", "global") if method == "global" else ("text", "global", "snippets")
     used = {name: similarity.provenance[name] for name in sources}
     provenance = {"table": table.fingerprint, **scoring(method, params.pseudo_label), **used}
     scores = labels.scores if method == "global" else None
