@@ -224,12 +224,13 @@ def test_rank_loss_equals_the_pairwise_hinge_also_at_the_margin(problem: tuple[T
 
 
 def test_rank_loss_by_hand() -> None:
-    # Active: 0.5 against 0 and against -0.25 (hinges 0.5 and 0.25), 1.25 against none of them.
-    scores = torch.tensor([[0.5, 1.25, 0.0, -0.25, 9.0]], dtype=torch.float64)
-    labels = torch.tensor([[1, 1, 0, 0, -1]])
+    # Active: 0.5 against 0 and against -0.25 (hinges 0.5 and 0.25), 1.25 against none of them. -0.5 is just
+    # apart from 0.5, which is not active.
+    scores = torch.tensor([[0.5, 1.25, 0.0, -0.25, 9.0, -0.5]], dtype=torch.float64)
+    labels = torch.tensor([[1, 1, 0, 0, -1, 0]])
     value, gradient = with_gradient(mkt.rank_loss, scores, labels)
     assert value == pytest.approx(0.375)
-    torch.testing.assert_close(gradient, torch.tensor([[-1.0, 0.0, 0.5, 0.5, 0.0]], dtype=torch.float64))
+    torch.testing.assert_close(gradient, torch.tensor([[-1.0, 0.0, 0.5, 0.5, 0.0, 0.0]], dtype=torch.float64))
 
 
 @pytest.mark.parametrize("margin", [1.0, 0.5])
