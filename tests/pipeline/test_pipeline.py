@@ -35,7 +35,7 @@ def let_go(project: Project) -> None:
 def test_metrics_have_the_stated_keys(project: Project) -> None:
     labels = project.json("metrics/labels/cdul.json")["train"]
     assert list(labels) == ["global_mAP", "aggregate_mAP", "final_mAP"]
-    for method in ("teacher", "teacher_views", "cdul", "ccd", "global", "supervised"):
+    for method in ("teacher", "teacher_views", "teacher_dense", "cdul", "dense", "ccd", "global", "supervised"):
         val = project.json(f"metrics/{method}.json")["val"]
         assert {"mAP", "CP", "CR", "CF1", "OP", "OR", "OF1", "top3"} <= set(val)
         assert 0 <= val["mAP"] <= 100

@@ -10,8 +10,8 @@ from conftest import Project
 
 pytestmark = pytest.mark.slow
 
-TRAINED = {"cdul", "ccd", "global", "supervised"}
-TEACHERS = {"teacher", "teacher_views"}
+TRAINED = {"cdul", "dense", "ccd", "global", "supervised"}
+TEACHERS = {"teacher", "teacher_views", "teacher_dense"}
 METHODS = TRAINED | TEACHERS
 
 
@@ -20,9 +20,12 @@ def stages(name: str, items: set[str]) -> set[str]:
 
 
 EVERYTHING = {"generate", "pretrain_clip", "format", "embed_text", "embed@global", "embed@snippets", "similarity"}
+EVERYTHING |= {"embed@dense", "similarity@dense"}
 EVERYTHING |= {"plan@ccd", "warmup@ccd", "localize@ccd", "embed@cam", "refine@ccd", "show_views"}
 EVERYTHING |= stages("round", {"2", "3", "4"})
-EVERYTHING |= stages("pseudo_label", {"cdul", "ccd", "global"}) | stages("train", TRAINED) | stages("predict", TRAINED)
+EVERYTHING |= (
+    stages("pseudo_label", {"cdul", "dense", "ccd", "global"}) | stages("train", TRAINED) | stages("predict", TRAINED)
+)
 EVERYTHING |= stages("predict_teacher", TEACHERS) | stages("evaluate", METHODS) | {"report", "summary"}
 EVERYTHING |= stages("model", TRAINED)
 
@@ -31,37 +34,41 @@ EVERYTHING |= MKT
 
 ROUNDS = stages("round", {"2", "3", "4"})
 
+AGGREGATED = {"pseudo_label@cdul", "pseudo_label@dense"}
+AGGREGATED |= {"predict_teacher@teacher_views", "predict_teacher@teacher_dense"}
+
 # Beside the report, which shows every parameter.
 RERUNS_FROM: list[tuple[dict[str, Any], set[str]]] = [
-    ({"pseudo_label.cdul.threshold": 0.3}, {"pseudo_label@cdul", "predict_teacher@teacher_views"}),
-    ({"pseudo_label.cdul.weight": 0.5}, {"pseudo_label@cdul", "predict_teacher@teacher_views"}),
+    ({"pseudo_label.cdul.threshold": 0.3}, AGGREGATED),
+    ({"pseudo_label.cdul.weight": 0.5}, AGGREGATED),
     (
         {"pseudo_label.temperature": 0.02},
-        stages("pseudo_label", {"cdul", "ccd", "global"})
+        stages("pseudo_label", {"cdul", "dense", "ccd", "global"})
         | stages("predict_teacher", TEACHERS)
         | {"refine@ccd", "show_views"}
         | ROUNDS,
     ),
     (
         {"pseudo_label.standardise": "both"},
-        stages("pseudo_label", {"cdul", "ccd", "global"}) | stages("predict_teacher", TEACHERS),
+        stages("pseudo_label", {"cdul", "dense", "ccd", "global"}) | stages("predict_teacher", TEACHERS),
     ),
     ({"prompts.templates": ["a {}"]}, {"embed_text"}),
     ({"dataset.prompt_names": {"fish": "small fish"}}, {"format"}),
     ({"dataset.open_vocabulary": "classes"}, {"format"}),
     ({"views.snippets.grid": 2}, {"embed@snippets"}),
+    ({"views.dense.image_size": 96}, {"embed@dense"}),
     ({"views.cam.resize": "open_clip"}, {"embed@cam"} | ROUNDS),
     ({"views.global.resize": "squash"}, {"embed@global"}),
     (
         {"clip.model": "other"},
-        {"embed_text", "embed@global", "embed@snippets", "embed@cam", "train@mkt", "predict@mkt"}
+        {"embed_text", "embed@global", "embed@snippets", "embed@dense", "embed@cam", "train@mkt", "predict@mkt"}
         | ROUNDS
         | stages("model", TRAINED | {"mkt"}),
     ),
-    ({"clip.precision": "bf16"}, {"embed_text", "embed@global", "embed@snippets", "embed@cam"} | ROUNDS),
+    ({"clip.precision": "bf16"}, {"embed_text", "embed@global", "embed@snippets", "embed@dense", "embed@cam"} | ROUNDS),
     ({"train.recipe.learning_rate": 0.5}, stages("train", TRAINED) | {"warmup@ccd"} | ROUNDS),
     ({"train.student.backbone": "resnet34"}, stages("train", TRAINED) | {"warmup@ccd"} | ROUNDS),
-    ({"train.cdul.step": 0.5}, {"train@cdul"}),
+    ({"train.cdul.step": 0.5}, {"train@cdul", "train@dense"}),
     ({"ccd.ratio": 0.5}, {"refine@ccd"} | ROUNDS),
     ({"ccd.localize.margin": 0.1}, {"localize@ccd", "show_views"} | ROUNDS),
     ({"ccd.initial": "cdul"}, {"warmup@ccd"}),
@@ -98,7 +105,8 @@ def test_how_the_machine_computes_reruns_nothing(project: Project) -> None:
 def test_an_experiment_with_another_threshold_runs_the_labels_and_what_follows(project: Project) -> None:
     output = project.run("dvc", "exp", "run", "-S", "pseudo_label.cdul.threshold=0.3").stdout
     for name in EVERYTHING:
-        follows = name.endswith(("@cdul", "@teacher_views")) or name in ("report", "summary")
+        aggregated = name.endswith(("@cdul", "@teacher_views", "@dense", "@teacher_dense"))
+        follows = name in ("report", "summary") or (aggregated and not name.startswith(("embed", "similarity")))
         assert (f"Running stage '{name}'" in output) == follows, name
 
 
