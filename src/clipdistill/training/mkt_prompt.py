@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from open_clip import get_tokenizer
 from torch import Tensor
@@ -102,9 +101,13 @@ def tune_prompt(params: Params, command: list[str]) -> None:
     )
 
     def finish(trainer: Trainer, run: Run) -> None:
-        shift = _shift(*trainer.score(), student)
+        network = trainer.student
+        assert isinstance(network, PromptedStudent)  # noqa: S101 - for the type checker: PromptDesign builds no other
+        # Scores are in [-1, 1]: at their own scale, sigmoids of those far from the shift are all 1, or all 0.
+        network.scoring = replace(student.scoring, scale=1.0)
+        shift = _shift(*trainer.score(), student.scoring.shift)
         if distributed.rank() == 0:
-            tuned = trainer.student.get_parameter("context").detach().cpu()
+            tuned = network.context.detach().cpu()
             provenance = {**student.card.provenance, "prompt_tuning": run.provenance}
             changes = {"tuned": True, "shift": shift, "provenance": provenance}
             card = open_card.OpenCard.model_validate(student.card.model_dump() | changes)
@@ -113,10 +116,9 @@ def tune_prompt(params: Params, command: list[str]) -> None:
     run_task(task, vocabulary.names, "tune_prompt/mkt", finish, paths.curves("mkt_prompted"), compute)
 
 
-def _shift(scores: Tensor, labels: Tensor, student: OpenStudent) -> float:
-    """The score with the best F1, from what the sigmoid made of scores [N, S] and the labels [N, S] learnt."""
+def _shift(scores: Tensor, labels: Tensor, before: float) -> float:
+    """The score with the best F1, from sigmoids [N, S] of scores less the shift before, and labels [N, S] learnt."""
     known = labels >= 0
     column = scores[known].numpy()[:, None]
     best = float(thresholds.best_f1(column, (labels[known] >= 0.5).to(torch.int8).numpy()[:, None])[0])
-    inside = float(np.clip(best, 1e-6, 1 - 1e-6))
-    return round(student.scoring.shift + math.log(inside / (1 - inside)) / student.scoring.scale, 6)
+    return round(before + math.log(best / (1 - best)), 6)
