@@ -148,12 +148,12 @@ def write_embeddings(split: str, table: ImageTable, clip: ToyTeacher, width: int
 
 
 def make_params(clip: ToyTeacher, recipe: dict[str, Any] | None = None, **mkt: Any) -> Params:  # noqa: ANN401
-    """Parameters: two epochs of batches of 8, of two patches a label; and what differs."""
+    """Parameters: two epochs of batches of 8 in each stage, of two patches a label; and what differs."""
     section = {
         "k": 2,
         "student": {"image_size": 64},
         "recipe": {"epochs": 2, "batch_size": 8, "precision": "fp32"} | (recipe or {}),
-        "tune": {"epochs": 1, "batch_size": 8, "learning_rate": 0.01},
+        "tune": {"epochs": 2, "batch_size": 8, "learning_rate": 0.01},
     }
     return Params.model_validate({"dataset": {"name": "toy"}, "clip": clip.params, "mkt": section | mkt})
 
