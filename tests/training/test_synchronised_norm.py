@@ -3,6 +3,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 import torch.distributed as dist
+from timm.layers import BatchNormAct2d
 from torch import nn
 
 from clipdistill.params import StudentParams
@@ -20,12 +21,13 @@ def group() -> Iterator[None]:
 
 @pytest.mark.usefixtures("group")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_equals_plain_batch_normalisation(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("kind", [nn.BatchNorm2d, BatchNormAct2d])
+def test_equals_plain_batch_normalisation(dtype: torch.dtype, kind: type[nn.BatchNorm2d]) -> None:
     torch.manual_seed(0)
-    plain = nn.BatchNorm2d(6, momentum=0.2, eps=1e-3)
+    plain = kind(6, momentum=0.2, eps=1e-3)
     nn.init.normal_(plain.weight)
     nn.init.normal_(plain.bias)
-    ours = nn.BatchNorm2d(6, momentum=0.2, eps=1e-3)
+    ours = kind(6, momentum=0.2, eps=1e-3)
     ours.load_state_dict(plain.state_dict())
     synchronise(nn.Sequential(ours), torch.device("cpu"))
     assert isinstance(ours, SynchronisedBatchNorm)
@@ -51,3 +53,14 @@ def test_replaces_every_layer_and_renames_nothing() -> None:
     synchronise(student, torch.device("cpu"))
     assert sum(isinstance(module, SynchronisedBatchNorm) for module in student.modules()) == count == 20
     assert list(student.state_dict()) == names
+
+
+def test_an_activation_within_the_layer_is_kept_on_gpus_too() -> None:
+    torch.manual_seed(0)
+    plain = nn.Sequential(BatchNormAct2d(6)).eval()
+    images = torch.randn(4, 6, 5, 5)
+    expected = plain(images).detach()
+    ours = synchronise(plain, torch.device("cuda"))
+    assert isinstance(ours[0], nn.SyncBatchNorm)
+    torch.testing.assert_close(ours(images), expected)
+    assert float(expected.min()) == 0

@@ -18,12 +18,16 @@ def synchronise(network: nn.Module, device: torch.device) -> nn.Module:
         network: changed in place; parameters, statistics and their names stay.
         device: where it runs.
     """
+    from timm.layers import norm_act  # noqa: PLC0415 - timm is heavy
+
+    ours: dict[type, type] = {nn.BatchNorm2d: SynchronisedBatchNorm, norm_act.BatchNormAct2d: SynchronisedBatchNormAct}
     if device.type == "cuda":
-        converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
+        # Not PyTorch's conversion, which forgets the activation that is part of many of timm's layers.
+        converted: nn.Module = norm_act.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
         return converted
     for module in network.modules():
-        if type(module) is nn.BatchNorm2d:
-            module.__class__ = SynchronisedBatchNorm
+        if kind := ours.get(type(module)):
+            module.__class__ = kind
     return network
 
 
@@ -50,6 +54,15 @@ class SynchronisedBatchNorm(nn.BatchNorm2d):
                 running.lerp_(value, self.momentum)
         if self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
+
+
+class SynchronisedBatchNormAct(SynchronisedBatchNorm):
+    """The same with dropout and an activation after it: timm's `BatchNormAct2d`."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalise [B, F, h, w], then drop and activate."""
+        activated: Tensor = self.get_submodule("act")(self.get_submodule("drop")(super().forward(images)))
+        return activated
 
 
 class _Sum(torch.autograd.Function):
