@@ -1,9 +1,5 @@
 import hashlib
 import json
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -282,33 +278,14 @@ def test_goes_on_as_if_nothing_had_been(
     assert not list(work_root.rglob(checkpoint.FILE))
 
 
-def script(params: Params, **settings: object) -> list[str]:
-    path = Path(__file__).with_name("toy_open.py")
-    return [str(path), json.dumps({"params": params.model_dump(by_alias=True)} | settings)]
-
-
-@pytest.mark.slow
-def test_a_killed_process_ends_in_the_bytes_of_an_unharmed_one(
-    finished: Finished, data: ToyData, work_root: Path
-) -> None:
-    lay_out(data)
-    command = [sys.executable, *script(finished.params, die_at=5)]
-    killed = subprocess.run(command, check=False, env=os.environ)
-    assert killed.returncode == -signal.SIGKILL
-    assert list(work_root.rglob(checkpoint.FILE))
-    assert not PATHS.student("mkt").exists()
-    train(finished.params)
-    for folder in (PATHS.cache / "students", Path("metrics")):
-        assert contents(folder) == contents(finished.folder / folder)
-
-
 @pytest.mark.slow
 def test_two_processes_train_as_one_does(data: ToyData, clip: ToyTeacher, tmp_path: Path) -> None:
     recipe = {"optimiser": "sgd", "schedule": "constant", "learning_rate": 1e-3}
     params = make_params(clip, recipe)
     start = teacher.load(params.clip).model
     lay_out(data)
-    distributed.launch(script(params), 2)
+    script = Path(__file__).with_name("toy_open.py")
+    distributed.launch([str(script), json.dumps(params.model_dump(by_alias=True))], 2)
     students = {"two": [open_folder.load(PATHS.student("mkt")), open_folder.load(PATHS.mkt_prompted)]}
     train(params)
     students["one"] = [open_folder.load(PATHS.student("mkt")), open_folder.load(PATHS.mkt_prompted)]

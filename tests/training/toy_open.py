@@ -6,8 +6,6 @@ Everything lies as the pipeline lays it out, below the current folder. Also a sc
 from __future__ import annotations
 
 import json
-import os
-import signal
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,10 +14,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import open_clip
-import pytest
 import torch
 from safetensors.torch import save_file
-from toy_training import Presence, Toy, before_update, make_table
+from toy_training import Presence, Toy, make_table
 
 from clipdistill import store
 from clipdistill.clip import teacher
@@ -165,18 +162,6 @@ def train(params: Params, tune: bool = True) -> None:
         tune_prompt(params, ["none"])
 
 
-def main(settings: dict[str, Any]) -> None:
-    """Train in this process as a stage's script would, and die in update `die_at`, where it is given."""
-
-    def die(update: int) -> None:
-        if update == settings.get("die_at"):
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    teacher.register_architectures()
-    with pytest.MonkeyPatch.context() as patch:
-        before_update(die, patch)
-        train(Params.model_validate(settings["params"]))
-
-
 if __name__ == "__main__":
-    main(json.loads(sys.argv[1]))
+    teacher.register_architectures()
+    train(Params.model_validate(json.loads(sys.argv[1])))
