@@ -49,7 +49,7 @@ def test_an_empty_folder_gives_empty_figures(tmp_path: Path) -> None:
 def test_without_ground_truth_only_losses_are_left(tmp_path: Path) -> None:
     write_metrics(tmp_path, ["cat"], labelled=False)
     figures = report_figures.read(tmp_path)
-    assert len(figures.methods) == 6
+    assert len(figures.methods) == 8
     assert {method.map for method in figures.methods} == {None}
     assert [chart.title for chart in figures.curves] == ["Training loss"]
     assert (figures.labels, figures.classes, figures.thresholds) == ([], {}, [])
