@@ -411,8 +411,8 @@ class MktStudentParams(Section):
 
     @model_validator(mode="after")
     def _weights_fit_the_backbone(self) -> Self:
-        if self.backbone == "clip" and self.weights != "none":
-            raise ValueError("backbone clip starts from the teacher's weights: set weights to none")
+        if self.backbone == "clip" and (self.weights != "none" or self.sha256):
+            raise ValueError("backbone clip starts from the teacher's weights: set weights to none, sha256 to nothing")
         if self.weights not in ("none", "pretrained") and not self.sha256:
             raise ValueError("a file of weights needs its `sha256` (`sha256sum FILE` prints it)")
         return self
@@ -482,6 +482,8 @@ class MktParams(Section):
     def _parts_fit(self) -> Self:
         if self.prompt.count("{}") != 1:
             raise ValueError(f"prompt {self.prompt!r} must hold {{}} exactly once")
+        if self.student.backbone != "clip" and self.student.weights == "none" and self.unlock != "all":
+            raise ValueError("a network of timm with random weights has to be trained as a whole: set unlock to all")
         return self
 
 

@@ -25,6 +25,8 @@ def main() -> None:
         settings.mkt.top_k,
         settings.evaluate.empty_class,
     )
+    if figures:
+        figures["trained_on"] = group.provenance["trained_on"]
     store.write_json(Path("metrics/mkt.json"), figures)
 
 

@@ -2,7 +2,7 @@
 
 from clipdistill import distributed, params, stage, store
 from clipdistill.datasets.table import ImageTable, read_classes
-from clipdistill.students import untrained
+from clipdistill.students import open_card, untrained
 from clipdistill.training.mkt_predict import predict_open
 
 
@@ -18,6 +18,8 @@ def main() -> None:
         store.write_group(paths.predictions("mkt"), {}, provenance | {"untrained": reason})
         return
     scores = predict_open(settings, distributed.Compute.load())
+    seen = open_card.read(paths.mkt_prompted).seen
+    provenance["trained_on"] = {"labels": len(seen), "of_these": len(set(seen) & set(names))}
     stage.count("images", len(table))
     store.write_group(paths.predictions("mkt"), dict(scores), provenance)
 

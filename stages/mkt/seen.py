@@ -1,13 +1,13 @@
-"""Stage seen@mkt: ground truth of the training images for the labels that training may see."""
+"""Stage seen@mkt: labels of the training images in which nothing is of an unseen label."""
 
 from clipdistill import params, stage
 from clipdistill.training.mkt_vocabulary import write_seen
 
 
 def main() -> None:
-    """Read data/<dataset>/open; write labels/ground_truth.zarr."""
+    """Read data/<dataset>/open and similarity.zarr; write labels/ground_truth.zarr and labels/seen_classes.zarr."""
     stage.arguments("mkt")
-    write_seen(stage.Paths(params.load().dataset.name))
+    write_seen(params.load())
 
 
 if __name__ == "__main__":

@@ -49,7 +49,8 @@ def test_metrics_have_the_stated_keys(project: Project) -> None:
     rounds = project.json("metrics/labels/ccd.json")["train"]
     assert list(rounds) == ["initial_mAP", "refined_mAP", "round1_mAP", "round2_mAP"]
     opened = project.json("metrics/mkt.json")
-    assert set(opened) == {"zsl", "gzsl", "teacher", "teacher_global", "untuned"}
+    assert set(opened) == {"zsl", "gzsl", "teacher", "teacher_global", "untuned", "trained_on"}
+    assert opened["trained_on"] == {"labels": 72, "of_these": 72}
     for figures in (opened, opened["teacher"], opened["teacher_global"], opened["untuned"]):
         assert {"mAP", "P_3", "R_3", "F1_3", "P_5", "R_5", "F1_5"} <= set(figures["zsl"]) & set(figures["gzsl"])
     pictures = sorted((project.folder / "metrics" / "ccd_views").iterdir())

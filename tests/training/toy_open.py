@@ -105,13 +105,19 @@ def truth(presence: Presence, labels: list[ClassName] = LABELS) -> Presence:
     return np.stack([column[item.name] for item in labels], axis=1)
 
 
-def lay_out(data: ToyData, labels: list[ClassName] = LABELS, train_truth: Presence | None = None) -> None:
+def lay_out(
+    data: ToyData,
+    labels: list[ClassName] = LABELS,
+    train_truth: Presence | None = None,
+    cosines: npt.NDArray[np.float32] | None = None,
+) -> None:
     """Write what the stages before MKT's leave, below the current folder, and then what `seen@mkt` does.
 
     Args:
         data: images.
         labels: the open vocabulary.
         train_truth: int8 [N, L], in place of what the training images show.
+        cosines: float32 [N, C], of the whole images with CLASSES, in place of `toy_cosines`.
     """
     write_classes(PATHS.classes, CLASSES)
     write_classes(PATHS.open_classes, labels)
@@ -124,7 +130,25 @@ def lay_out(data: ToyData, labels: list[ClassName] = LABELS, train_truth: Presen
             table,
             labels,
         )
-    write_seen(PATHS)
+    write_similarity(data.train[0], toy_cosines(data.train[1]) if cosines is None else cosines)
+    write_seen(Params.model_validate({"dataset": {"name": "toy"}}))
+
+
+def toy_cosines(presence: Presence) -> npt.NDArray[np.float32]:
+    """Unsure cosines of images with CLASSES (red, blue, green), [N, C]."""
+    noise = np.random.default_rng(5).normal(0, 0.02, (len(presence), 3))
+    return (0.2 + 0.05 * presence[:, [0, 2, 1]] + noise).astype(np.float32)
+
+
+def write_similarity(table: ImageTable, cosines: npt.NDArray[np.float32]) -> None:
+    """Write cosines of the whole images, [N, C], and of two snippets of each, as `similarity` does."""
+    arrays: dict[str, store.Array] = {
+        "global": cosines,
+        "snippets": np.repeat(cosines, 2, axis=0) + np.tile(np.float32([[0.01], [-0.01]]), (len(cosines), 1)),
+        "offset": np.arange(len(cosines) + 1, dtype=np.int64) * 2,
+    }
+    provenance = {"table": table.fingerprint, "text": {"logit_scale": 20.0}}
+    store.write_group(PATHS.similarity("train"), arrays, provenance)
 
 
 def write_pseudo_labels(method: str, table: ImageTable, labels: npt.NDArray[np.float32]) -> None:

@@ -9,6 +9,7 @@ student.predict(["a.jpg"]).scores    # float32 [1, 2]
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
@@ -23,19 +24,22 @@ from clipdistill import distributed
 from clipdistill.application.student import Scorer, Scores, Student
 from clipdistill.clip import open_folder
 from clipdistill.clip.open_folder import OpenStudent as Folder
-from clipdistill.datasets.prompt_names import read_class_file
+from clipdistill.datasets.prompt_names import read_class_file, with_prompts
 from clipdistill.datasets.table import ClassName
 from clipdistill.errors import ArtifactError, ParamsError
-from clipdistill.students import open_card, preprocessing, untrained
+from clipdistill.students import open_card, preprocessing, student_yaml, untrained
 from clipdistill.students.tokens import as_map
 from clipdistill.training.mkt_predict import label_embeddings
 from clipdistill.training.mkt_prompt import eyes
+
+_MOST = 8.0
 
 
 class OpenStudent(Scorer):
     """A student of open vocabulary with a list of labels: `OpenStudent.load(folder, ["red fish"]).predict("a.jpg")`.
 
-    A score is a label's probability, as the training labels calibrated it: present from 0.5 on. Its maps are the
+    A score is a label's probability, as the training labels calibrated it, held between 0.0003 and 0.9997: present from
+    0.5 on. Its maps are the
     cosines of the local stream.
 
     Attributes:
@@ -68,13 +72,14 @@ class OpenStudent(Scorer):
         place = Path(folder)
         if reason := untrained.reason(place):
             raise ArtifactError(f"{place} holds no student: {reason}")
+        if (place / student_yaml.FILE).is_file():
+            raise ParamsError(f"{place} is a classifier of fixed classes: `clipdistill.Student.load` loads it")
         if device not in ("auto", "cpu", "cuda"):
             raise ParamsError(f"device must be auto, cpu or cuda, but is {device!r}")
         student = open_folder.load(place)
-        wanted = student.card.seen if labels is None else labels
-        named = [label if isinstance(label, ClassName) else ClassName(label, label) for label in wanted]
-        if isinstance(labels, str) or not named:
-            raise ParamsError("labels must be a list of at least one")
+        named = _named(student.card.seen if labels is None else labels)
+        if student.card.norm == "label" and len(named) < 2:
+            raise ParamsError(f"{place} scores labels against one another (mkt.norm label): ask for two at least")
         return cls(student, named, distributed.Compute(device=device).torch_device())  # type: ignore[arg-type]
 
     def __repr__(self) -> str:
@@ -98,9 +103,25 @@ class OpenStudent(Scorer):
     @torch.inference_mode()
     def _forward(self, pixels: Tensor) -> tuple[Scores, Scores]:
         cls, patches = self._eyes(preprocessing.normalise(pixels.to(self._device, non_blocking=True)))
-        scores = torch.sigmoid(self._scoring.logits(cls, patches, self._text))
+        logits = self._scoring.logits(cls, patches, self._text)
+        # Held from 0 and 1, which float32 would round many to: labels would be told apart no more.
+        scores = torch.sigmoid(_MOST * torch.tanh(logits / _MOST))
         cosines = F.normalize(patches, dim=-1) @ F.normalize(self._text, dim=-1).T
         return scores.cpu().numpy(), as_map(cosines).cpu().numpy()
+
+
+def _named(labels: Sequence[str | ClassName]) -> list[ClassName]:
+    """Labels with how a prompt says them."""
+    if isinstance(labels, (str, bytes)) or not isinstance(labels, (Sequence, np.ndarray)) or not len(labels):
+        raise ParamsError(f"labels must be a list of at least one, not {type(labels).__name__}")
+    if strange := [label for label in labels if not isinstance(label, (str, ClassName))]:
+        raise ParamsError(f"a label is a text, but {strange[0]!r} is none")
+    given = {str(label): str(label) for label in labels if not isinstance(label, ClassName)}
+    given |= {label.name: label.prompt for label in labels if isinstance(label, ClassName)}
+    order = [label.name if isinstance(label, ClassName) else str(label) for label in labels]
+    if twice := [name for name, count in Counter(order).items() if count > 1]:
+        raise ParamsError(f"the label {twice[0]!r} stands there more than once")
+    return with_prompts(order, given, {})
 
 
 def load_any(folder: Path, labels: Path | None, device: str) -> Scorer:

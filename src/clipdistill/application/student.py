@@ -233,6 +233,12 @@ class Student(Scorer):
         if not isinstance(folder, (str, os.PathLike)):
             raise ParamsError(f"a model folder is a path, but {type(folder).__name__} was given")
         place = Path(folder)
+        if (place / open_card.FILE).is_file():
+            raise ParamsError(
+                f"{place} is a student of open vocabulary, and is asked for labels: `clipdistill predict FOLDER PATH "
+                "--labels FILE`, or `clipdistill.OpenStudent.load(folder, labels)`; calibrate and export are for "
+                "classifiers"
+            )
         if reason := untrained.reason(place) or _lacking(place):
             raise ArtifactError(f"{place} holds no student: {reason}")
         if device not in ("auto", "cpu", "cuda"):
@@ -276,11 +282,6 @@ def _lacking(folder: Path) -> str | None:
     """What a folder lacks of a student, and where students are; None where there should be one."""
     if (folder / student_yaml.FILE).is_file():
         return None
-    if (folder / open_card.FILE).is_file():
-        return (
-            "it is of open vocabulary, and is asked for labels: `clipdistill predict FOLDER PATH --labels FILE`, or "
-            "`clipdistill.OpenStudent.load(folder, labels)`"
-        )
     if folder.is_file():
         return "it is a file; name the folder that it is in"
     reason = f"{student_yaml.FILE} is missing" if folder.is_dir() else "there is no such folder"

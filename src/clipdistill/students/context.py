@@ -6,6 +6,7 @@ their own, so training moves these K vectors alone: never the text encoder's tab
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from clipdistill.errors import ParamsError, TeacherError
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = 60
 
 _CHUNK = 512
 """Prompts that are encoded together; with gradients, each chunk is encoded once more on the way back."""
@@ -63,14 +67,18 @@ def tokenise(tokenizer: object, template: str, names: Sequence[str], longest: in
     rows: list[list[int]] = []
     seen: dict[tuple[int, ...], str] = {}
     for name in names:
-        label = tokenizer.encode(name)
+        label, shown = tokenizer.encode(name), _SHORT.repr(name)
         if not label:
-            raise ParamsError(f"label {name!r} has nothing that the text encoder can read")
+            raise ParamsError(f"label {shown} has nothing that the text encoder can read")
+        if {tokenizer.sot_token_id, tokenizer.eot_token_id} & set(label):
+            raise ParamsError(f"label {shown} holds a mark of the text encoder's own; say it in words")
         if context + len(label) > longest:
             raise ParamsError(
-                f"label {name!r} does not fit: {template!r} with it has {context + len(label)} tokens, and the text "
+                f"label {shown} does not fit: {template!r} with it has {context + len(label)} tokens, and the text "
                 f"encoder reads {longest}; shorten it"
             )
+        if seen.get(tuple(label)) == name:
+            raise ParamsError(f"two labels are prompted {shown}; give each words of its own")
         if tuple(label) in seen:
             raise ParamsError(f"the labels {seen[tuple(label)]!r} and {name!r} are the same to the text encoder")
         seen[tuple(label)] = name

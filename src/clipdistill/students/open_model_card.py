@@ -29,8 +29,8 @@ A student of clipdistill that scores images for any labels, in words: those it w
 
 ## How good it is
 
-zsl: labels that the training never saw, among one another. gzsl: all labels together. P, R, F1 at k: exactly k labels
-predicted in every image. {evaluation}
+zsl: labels that are kept from every training, among one another. gzsl: all labels of the data set's open vocabulary.
+P, R, F1 at k: exactly k labels predicted in every image. {evaluation}
 
 ## How to use it
 
@@ -79,7 +79,7 @@ def render(card: OpenCard) -> str:
         model=card.model,
         context=f"{cell(card.prompt)!r}{', tuned' if card.tuned else ''}",
         score=f"sigmoid({card.scale:.4g} (s - {card.shift:.4f})), s = {1 - card.local:.3g} cosine of the image + "
-        f"{card.local:g} mean cosine of the {card.k} best patches",
+        f"{card.local:g} mean cosine of the best patches, {card.k} a label",
         evaluation=measured(card.evaluation),
         seen=", ".join(cell(name) for name in card.seen),
         provenance=as_yaml(card.provenance),

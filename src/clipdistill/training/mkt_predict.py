@@ -21,7 +21,7 @@ from clipdistill.errors import ArtifactError
 from clipdistill.methods import mkt
 from clipdistill.params import Params
 from clipdistill.stage import Paths
-from clipdistill.students import context, preprocessing
+from clipdistill.students import context, preprocessing, tokens
 from clipdistill.students.open_vocabulary import Eyes, Scoring
 from clipdistill.training.data import ImageSource
 from clipdistill.training.mkt_prompt import eyes
@@ -80,19 +80,25 @@ def predict_open(params: Params, compute: distributed.Compute) -> dict[str, Scor
     clip = teacher.load(params.clip)
     if first.card.provenance["student"]["weights"] != clip.identity["weights"]:
         raise ArtifactError(f"{paths.student('mkt')} is of another teacher than clip.*: run `dvc repro`")
-    size, scoring = tuned.card.image_size, first.scoring
+    torch.set_num_threads(compute.thread_count())
     own = eyes(tuned)
     asked = {
         "student": Asked(own, label_embeddings(tuned, prompts), tuned.scoring),
         "untuned": Asked(own, label_embeddings(first, prompts), tuned.scoring),
     }
-    if tuned.card.backbone == "clip":
-        frozen = embed_labels(clip.model, clip.tokenizer, params.mkt.prompt, prompts)
-        asked["teacher"] = Asked(eyes_of(clip, size).eval(), frozen, scoring)
     seen = [item.seen for item in labels]
-    lists = {f"{row}{kind}": (a, columns) for row, a in asked.items() for kind, columns in _columns(seen)}
-    found = score_images(lists, table, size, params, compute)
+    found = score_images(_lists(asked, seen), table, tuned.card.image_size, params, compute)
+    # CLIP at the student's size where it takes that, else at its own: of a network of timm it need not.
+    any_size = tuned.card.backbone == "clip" or tokens.takes_any_side(clip.model.visual)
+    size = tuned.card.image_size if any_size else clip.preprocessing.size
+    frozen = embed_labels(clip.model, clip.tokenizer, params.mkt.prompt, prompts)
+    teacher_asked = {"teacher": Asked(eyes_of(clip, size).eval(), frozen, first.scoring)}
+    found |= score_images(_lists(teacher_asked, seen), table, size, params, compute)
     return found | _global(clip, labels, table, paths, params)
+
+
+def _lists(asked: dict[str, Asked], seen: list[bool]) -> dict[str, tuple[Asked, Tensor]]:
+    return {f"{row}{kind}": (a, columns) for row, a in asked.items() for kind, columns in _columns(seen)}
 
 
 def _columns(seen: list[bool]) -> list[tuple[str, Tensor]]:

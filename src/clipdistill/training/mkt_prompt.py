@@ -30,6 +30,8 @@ from clipdistill.training.train import Run, launch, run_task
 
 logger = logging.getLogger(__name__)
 
+_MOST_SORTED = 20_000_000
+
 
 @dataclass(frozen=True, slots=True)
 class PromptDesign:
@@ -105,8 +107,9 @@ def tune_prompt(params: Params, command: list[str]) -> None:
         assert isinstance(network, PromptedStudent)  # noqa: S101 - for the type checker: PromptDesign builds no other
         # Scores are in [-1, 1]: at their own scale, sigmoids of those far from the shift are all 1, or all 0.
         network.scoring = replace(student.scoring, scale=1.0)
-        shift = _shift(*trainer.score(), student.scoring.shift)
+        scores, labels = trainer.score()
         if distributed.rank() == 0:
+            shift = _shift(scores, labels, student.scoring.shift)
             tuned = network.context.detach().cpu()
             provenance = {**student.card.provenance, "prompt_tuning": run.provenance}
             changes = {"tuned": True, "shift": shift, "provenance": provenance}
@@ -118,7 +121,12 @@ def tune_prompt(params: Params, command: list[str]) -> None:
 
 def _shift(scores: Tensor, labels: Tensor, before: float) -> float:
     """The score with the best F1, from sigmoids [N, S] of scores less the shift before, and labels [N, S] learnt."""
+    # Of very many images some are enough: sorting takes a dozen times the memory of what is sorted.
+    step = -(-scores.numel() // _MOST_SORTED)
+    scores, labels = scores[::step], labels[::step]
     known = labels >= 0
-    column = scores[known].numpy()[:, None]
-    best = float(thresholds.best_f1(column, (labels[known] >= 0.5).to(torch.int8).numpy()[:, None])[0])
+    # Soft labels as they are: F1 is the expected one then. At 0.5 most classes that are there would count as absent.
+    best = float(thresholds.best_f1(scores[known].numpy()[:, None], labels[known].numpy()[:, None])[0])
+    if best == thresholds.DEFAULT:
+        logger.warning("tune_prompt: the labels tell no score from which one is present; it stays where it was")
     return round(before + math.log(best / (1 - best)), 6)

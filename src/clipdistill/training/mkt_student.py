@@ -151,7 +151,7 @@ def eyes_of(model: Teacher, size: int, unlock: int | str = 0) -> Eyes:
     if size != own.size and not tokens.takes_any_side(model.model.visual):
         raise ParamsError(
             f"mkt.student.image_size: {model.identity['model']} takes images of {own.size} pixels alone, found {size}; "
-            "set it to clip"
+            "set it to clip (or, where that is the student's own size, mkt.distil.teacher to cached)"
         )
     tower = copy.deepcopy(model.model.visual).requires_grad_(bool(unlock))
     return Eyes(tower, own.mean, own.std, _unlocked(tower, unlock))
@@ -170,11 +170,14 @@ def train_mkt(params: Params, command: list[str]) -> None:
         command: the stage's script and its arguments, started once a process where there are several.
     """
     compute = distributed.Compute.load()
+    torch.set_num_threads(compute.thread_count())
     paths = Paths(params.dataset.name)
     table = ImageTable.load(paths.table("train"))
     vocabulary = read_vocabulary(params.mkt, paths, table)
     if not (vocabulary.labels > 0).any():
         reason = "the training images have no ground truth of a seen label; mkt.supervision may name pseudo labels"
+        if not vocabulary.names:
+            reason = "all classes are unseen labels, so that none is left to train on"
         untrained.mark(paths.student("mkt"), reason)
         store.write_json(paths.curves("mkt") / "metrics.json", {})
         return
@@ -234,6 +237,8 @@ def _first_look(eyes: Eyes | None, table: ImageTable, text: Tensor, scoring: Sco
     pixels = torch.from_numpy(np.stack([preprocessing.resize(table.open(row), size) for row in rows]))
     eyes.eval()
     looked = [eyes(preprocessing.normalise(part)) for part in torch.split(pixels, 32)]
+    if scoring.k > (patches := looked[0][1].shape[1]):
+        logger.warning("mkt.k is %d, and an image has %d patches: all count", scoring.k, patches)
     logits = [scoring.logits(cls, patches, text) for cls, patches in looked]
     return round(float(torch.cat(logits).mean()) / scoring.scale, 4)
 

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from clipdistill import store
 from clipdistill.datasets.table import ClassName, ImageTable, read_classes, read_labels
-from clipdistill.errors import ArtifactError
-from clipdistill.params import MktParams
+from clipdistill.errors import ArtifactError, ParamsError
+from clipdistill.params import MktParams, Params
 from clipdistill.stage import Paths
+from clipdistill.training.pseudo_label import first_labels
 from clipdistill.training.train import stored_labels
+
+_ALONE = ("global", "cdul")
+"""Pseudo labels that are made anew without the unseen classes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +35,57 @@ class Vocabulary:
     labels: npt.NDArray[np.float32]
 
 
-def write_seen(paths: Paths) -> None:
-    """Write the ground truth of the training images for the seen labels: all of it that training may read."""
+def write_seen(params: Params) -> None:
+    """Write what training may see of a data set with an open vocabulary.
+
+    The ground truth of the seen labels, labels/ground_truth.zarr, float32 [N, S]. And labels/seen_classes.zarr: pseudo
+    labels that CLIP gives when it is asked about the seen classes alone, `global` and `cdul`, float32 [N, C'], where
+    some classes are unseen (else without rows: the labels of all classes are what they are). A score is a share among
+    the classes that CLIP is asked about, so that those of all classes have the words of the unseen ones in them.
+
+    Args:
+        params: all parameters.
+
+    Raises:
+        ArtifactError: an artifact is missing, altered, or of another image table.
+    """
+    paths = Paths(params.dataset.name)
     table = ImageTable.load(paths.table("train"))
     classes = read_classes(paths.open_classes)
     columns = [column for column, item in enumerate(classes) if item.seen]
     labels = read_labels(paths.open_labels("train"), table)[:, columns].astype(np.float32)
     provenance = {"table": table.fingerprint, "classes": [classes[column].name for column in columns]}
     store.write_group(paths.labels("ground_truth"), {"labels": np.ascontiguousarray(labels)}, provenance)
+    own = read_classes(paths.classes)
+    kept = _seen_columns(own, classes)
+    arrays = {name: np.empty((0, 0), np.float32) for name in _ALONE}
+    if 0 < len(kept) < len(own):
+        similarity = store.read_group(paths.similarity("train"), {"table": table.fingerprint})
+        first = first_labels(_Columns(similarity, kept), params.pseudo_label)  # type: ignore[arg-type]
+        arrays = {"global": first.whole.numpy(), "cdul": first.final.numpy()}
+    provenance = {"table": table.fingerprint, "classes": [own[column].name for column in kept]}
+    store.write_group(paths.labels("seen_classes"), dict(arrays), provenance)
+
+
+class _Columns:
+    """Cosines with some of the classes, as if there were no others."""
+
+    def __init__(self, similarity: store.Group, kept: list[int]) -> None:
+        self._similarity, self._kept = similarity, kept
+        self.provenance = similarity.provenance
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        rows, *columns = self._similarity.shape(name)
+        return (rows, len(self._kept)) if columns else (rows,)
+
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> npt.NDArray[Any]:
+        found = self._similarity.read(name, start, stop)
+        return np.ascontiguousarray(found[:, self._kept]) if found.ndim > 1 else found
+
+
+def _seen_columns(classes: list[ClassName], opened: list[ClassName]) -> list[int]:
+    unseen = {item.name for item in opened if not item.seen}
+    return [column for column, item in enumerate(classes) if item.name not in unseen]
 
 
 def read_vocabulary(params: MktParams, paths: Paths, table: ImageTable) -> Vocabulary:
@@ -45,6 +93,7 @@ def read_vocabulary(params: MktParams, paths: Paths, table: ImageTable) -> Vocab
 
     Raises:
         ArtifactError: the labels are missing, altered, or of another image table or list of classes.
+        ParamsError: unseen classes had a part in the labels.
     """
     open_classes = read_classes(paths.open_classes)
     if params.supervision == "ground_truth":
@@ -58,11 +107,21 @@ def read_vocabulary(params: MktParams, paths: Paths, table: ImageTable) -> Vocab
                 f"{path} has a label {error}, which {paths.open_classes} has not among the seen ones: run `dvc repro`"
             ) from None
         return _of(columns, group.read("labels"))
-    labels = _pseudo_labels(params.supervision, paths, table).read("labels")
-    unseen = {item.name for item in open_classes if not item.seen}
     classes = read_classes(paths.classes)
-    kept = [column for column, item in enumerate(classes) if item.name not in unseen]
-    return _of([classes[column] for column in kept], np.ascontiguousarray(labels[:, kept]))
+    kept = _seen_columns(classes, open_classes)
+    if len(kept) == len(classes):
+        return _of(classes, _pseudo_labels(params.supervision, paths, table).read("labels"))
+    if params.supervision not in _ALONE:
+        unseen = next(item.name for column, item in enumerate(classes) if column not in kept)
+        raise ParamsError(
+            f"mkt.supervision: the labels of {params.supervision} were made with unseen classes, such as {unseen!r}, "
+            f"in sight; take {' or '.join(_ALONE)}, whose labels are made anew without them, or ground_truth"
+        )
+    group = store.read_group(paths.labels("seen_classes"), {"table": table.fingerprint})
+    named = [classes[column] for column in kept]
+    if group.provenance["classes"] != [item.name for item in named]:
+        raise ArtifactError(f"{paths.labels('seen_classes')} is of other classes than {paths.classes}: run `dvc repro`")
+    return _of(named, group.read(params.supervision))
 
 
 def _pseudo_labels(method: str, paths: Paths, table: ImageTable) -> store.Group:
