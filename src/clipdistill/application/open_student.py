@@ -105,7 +105,7 @@ class OpenStudent(Scorer):
         cls, patches = self._eyes(preprocessing.normalise(pixels.to(self._device, non_blocking=True)))
         logits = self._scoring.logits(cls, patches, self._text)
         # Held from 0 and 1, which float32 would round many to: labels would be told apart no more.
-        scores = torch.sigmoid(_MOST * torch.tanh(logits / _MOST))
+        scores = torch.sigmoid(_MOST * F.softsign(logits / _MOST))
         cosines = F.normalize(patches, dim=-1) @ F.normalize(self._text, dim=-1).T
         return scores.cpu().numpy(), as_map(cosines).cpu().numpy()
 
