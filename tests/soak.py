@@ -172,7 +172,7 @@ class Soak:
     def mend(self, project: Project) -> None:
         """Do what a person does after a run that was killed."""
         removed = dvc_records.mend(project.folder)
-        self.mended.update(line.rpartition(": ")[2] for line in removed)
+        self.mended.update(line.rpartition(": ")[2].removesuffix(", removed") for line in removed)
         for line in removed:
             print(f"  mended {line}", flush=True)
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -82,6 +84,61 @@ def test_an_unfinished_entry_of_the_run_cache_goes_and_a_finished_one_stays(proj
     assert entry.exists()
     assert not unfinished.exists()
     assert dvc_records.mend(project) == []
+
+
+def test_a_broken_lock_file_is_kept_and_git_s_version_put_in_its_place(project: Path) -> None:
+    """Without a run cache, as after a plain `dvc pull`, all stages would run again if it were only removed."""
+    for command in ("init --quiet", "add dvc.lock", "-c user.name=t -c user.email=t@t commit --quiet -m state"):
+        subprocess.run(["git", *command.split()], cwd=project, check=True)
+    lock = project / "dvc.lock"
+    whole = lock.read_text()
+    shutil.rmtree(project / ".dvc" / "cache" / "runs")
+    break_lock_file(project)
+    broken = lock.read_text()
+    (done,) = dvc_records.mend(project)
+    assert "git's last version is in its place" in done
+    assert (lock.read_text(), (project / "dvc.lock.broken").read_text()) == (whole, broken)
+    assert "Running stage" not in dvc(project, "repro").stdout
+
+
+def test_an_unfinished_merge_is_left_to_the_person(project: Path) -> None:
+    lock = project / "dvc.lock"
+    lock.write_text("<<<<<<< HEAD\n" + lock.read_text())
+    before = lock.read_text()
+    (said,) = dvc_records.mend(project)
+    assert "git checkout --ours dvc.lock" in said
+    assert lock.read_text() == before
+
+
+def test_a_run_that_another_checkout_is_writing_is_left_alone(
+    project: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    shared = tmp_path_factory.mktemp("shared")
+    dvc(project, "cache", "dir", "--local", str(shared))
+    key = shared / "runs" / "ab" / ("ab" + "0" * 62)
+    key.mkdir(parents=True)
+    (key / ".half.tmp").write_text("cmd: x")
+    assert dvc_records.mend(project) == []
+    old = time.time() - 7200
+    os.utime(key, (old, old))
+    assert len(dvc_records.mend(project)) == 2
+    assert not key.exists()
+
+
+def test_it_refuses_while_a_stage_of_dvc_runs(project: Path) -> None:
+    """DVC holds no lock of its own meanwhile."""
+    (project / "dvc.yaml").write_text(PIPELINE.replace("cp source copy", "touch at-work; sleep 30; cp source copy"))
+    running = subprocess.Popen([str(Path(sys.executable).parent / "dvc"), "repro"], cwd=project)
+    try:
+        while not (project / "at-work").exists():
+            assert running.poll() is None
+            time.sleep(0.1)
+        with pytest.raises(ClipdistillError, match="at work here, process"):
+            dvc_records.mend(project)
+    finally:
+        subprocess.run(["pkill", "-KILL", "-P", str(running.pid)], check=False)
+        running.kill()
+        running.wait()
 
 
 def test_it_waits_for_nobody_and_touches_nothing_of_a_dvc_at_work(project: Path) -> None:

@@ -158,7 +158,7 @@ def print_summary(
 def mend_dvc(
     folder: Annotated[Path, typer.Argument(help="The project.", metavar="FOLDER")] = Path(),
 ) -> None:
-    """Remove what a killed DVC left half written, where `dvc repro` fails ever after. Nothing else is touched.
+    """Put right what a killed DVC left half written, where `dvc repro` fails ever after. Nothing else is touched.
 
     Example: clipdistill mend && dvc repro
     """

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import re
 import signal
 import sys
 import threading
@@ -53,17 +54,24 @@ Count = Annotated[int, Field(ge=1)]
 
 def rank() -> int:
     """This process's number among all, from 0 ($RANK)."""
-    return int(os.environ.get("RANK", "0"))
+    return _number("RANK", 0)
 
 
 def world_size() -> int:
     """Number of processes ($WORLD_SIZE)."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return _number("WORLD_SIZE", 1)
 
 
 def local_rank() -> int:
     """This process's number among those of its machine, from 0 ($LOCAL_RANK)."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
+    return _number("LOCAL_RANK", 0)
+
+
+def _number(variable: str, default: int) -> int:
+    text = os.environ.get(variable, str(default))
+    if not re.fullmatch("[0-9]{1,9}", text):
+        raise ParamsError(f"${variable} must be a whole number, found {text!r}")
+    return int(text)
 
 
 def node_rank() -> int:
@@ -99,7 +107,7 @@ class Compute(Section):
     workers: Count | None = Field(None, description="threads a process that decode images; null: by stage")
     threads: Count | None = Field(None, description="threads a process that compute; null: its share of the cores")
     batch_size: Count | None = Field(None, description="images a pass without gradients; null: by stage")
-    patience: Count = Field(
+    patience: Annotated[int, Field(ge=1, le=10_000_000)] = Field(
         1800, description="seconds without a sign of another process after which it counts as hanging"
     )
     compile: bool = Field(False, description="compile CLIP's image tower for embedding; a minute first, then faster")
@@ -123,7 +131,10 @@ class Compute(Section):
         Raises:
             ParamsError: the file is no mapping in YAML, or a key is unknown, of a wrong type or out of range.
         """
-        path = path or Path(os.environ.get(COMPUTE_FILE_VARIABLE, COMPUTE_FILE))
+        named = os.environ.get(COMPUTE_FILE_VARIABLE)
+        if path is None and named and not Path(named).exists():
+            raise ParamsError(f"${COMPUTE_FILE_VARIABLE} names {named}, which is not there")
+        path = path or Path(named or COMPUTE_FILE)
         settings = _file_settings(path)
         origin = dict.fromkeys(settings, str(path))
         for name in cls.model_fields:
@@ -174,8 +185,13 @@ def _file_settings(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        return dict(yaml_text.read(path) or {})
-    except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
+        settings = yaml_text.read(path)
+        if settings is None:
+            return {}
+        if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
+            raise ValueError("not a mapping of names")
+        return settings
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise ParamsError(f"{path} must hold `key: value` lines, for example `device: cpu` ({error})") from None
 
 

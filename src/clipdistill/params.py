@@ -534,6 +534,17 @@ class _Loader(yaml.SafeLoader):
             seen.add(str(key_node.value))
         return super().construct_mapping(node, deep)
 
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        text = str(node.value).lstrip("+-")
+        if ":" in text or re.match("0[0-9_]", text):
+            raise yaml.constructor.ConstructorError(
+                None,
+                None,
+                f"{node.value} is another number to DVC: write it without colons or leading zeros",
+                node.start_mark,
+            )
+        return int(super().construct_yaml_int(node))
+
     def flatten_mapping(self, node: yaml.MappingNode) -> None:
         super().flatten_mapping(node)
         # Merges of merges grow like powers.
@@ -541,6 +552,7 @@ class _Loader(yaml.SafeLoader):
             raise yaml.constructor.ConstructorError(None, None, f"more than {_MOST_KEYS} keys", node.start_mark)
 
 
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9]*)?[eE][-+]?[0-9]+$"),

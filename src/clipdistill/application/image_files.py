@@ -70,7 +70,8 @@ def _files_of(name: str) -> tuple[list[Path], str]:
     if path.is_dir():
         return _images_in(path), f"the folder holds no image file ({', '.join(sorted(images.SUFFIXES))})"
     if path.exists() or not glob.has_magic(name):
-        return [path] if path.is_file() else [], "there is no such file"
+        strange = path.exists() and not path.is_file()
+        return [path] if path.is_file() else [], "it is no file" if strange else "there is no such file"
     matches = (Path(match) for match in sorted(glob.glob(name, recursive=True)))  # noqa: PTH207 - takes absolute ones
     return [match for match in matches if match.is_file()], "no file matches"
 

@@ -9,6 +9,7 @@ import logging
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,11 +18,10 @@ from clipdistill.datasets import images, open_vocabulary, table
 from clipdistill.datasets.raw import Problem, RawDataset, RawSplit
 from clipdistill.datasets.readers import read_raw
 from clipdistill.datasets.table import SPLITS, ImageTable, Split
-from clipdistill.errors import DataError
+from clipdistill.errors import DataError, ParamsError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
     from clipdistill.datasets.table import ClassName, Labels
     from clipdistill.params import DatasetParams
@@ -46,9 +46,10 @@ def format_dataset(params: DatasetParams, out: Path, workers: int) -> dict[str, 
 
     Raises:
         DataError: files are missing; there are problems and `on_problem` is stop; or a split has no images.
-        ParamsError: a parameter does not fit the layout.
+        ParamsError: a parameter does not fit the layout, or the raw files lie where the tables go.
         ArtifactError: `out` cannot be written.
     """
+    _refuse_overlap(Path(params.root), out)
     raw = read_raw(params)
     problems = list(raw.problems)
     tables, parts = {}, {}
@@ -70,6 +71,16 @@ def format_dataset(params: DatasetParams, out: Path, workers: int) -> dict[str, 
         table.write_labels(out / "open" / f"{split}.zarr", open_labels[split], tables[split], raw.open_classes)
     metrics = _metrics(params, raw, tables, parts, problems)
     return metrics | {"open_vocabulary": _open_counts(raw.open_classes, open_labels)}
+
+
+def _refuse_overlap(root: Path, out: Path) -> None:
+    """Refuse raw files where the tables go."""
+    own, written = root.resolve(), out.resolve()
+    if own == written or written in own.parents:
+        raise ParamsError(
+            f"dataset.root: {root} lies in {out}, where the pipeline writes; move the raw files, for example to "
+            f"data/raw/{out.name}"
+        )
 
 
 @dataclass(frozen=True, slots=True)
