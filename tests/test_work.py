@@ -224,3 +224,18 @@ def test_what_the_shards_stand_beside_is_made_anew_when_it_was_altered(
     seal(tmp_path / "out.zarr")
     manifests = [(tmp_path / name / store.MANIFEST).read_bytes() for name in ("clean.zarr", "out.zarr")]
     assert manifests[0] == manifests[1]
+
+
+def test_a_shard_of_another_run_is_not_taken_with_its_marker(tmp_path: Path) -> None:
+    """Both are whole, and the marker says so: of another folder."""
+    specs = {"x": store.ArraySpec((4, 2), "float32", 2)}
+    ours, other = (Work("test", {"run": name}, specs, {}, {}) for name in ("ours", "other"))
+    for shard in range(2):
+        other.write(shard, {"x": np.full((2, 2), 7, np.float32)})
+    shutil.copytree(other.store / "x" / "c", ours.store / "x" / "c")
+    for marker in (other.folder / "done").iterdir():
+        shutil.copy(marker, ours.folder / "done" / marker.name)
+    assert ours.pending() == [0, 1]
+    assert other.pending() == []
+    (other.folder / "done" / "000000.json").write_bytes((other.folder / "done" / "000001.json").read_bytes())
+    assert other.pending() == [0]

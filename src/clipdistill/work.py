@@ -28,6 +28,9 @@ from clipdistill.errors import ArtifactError
 
 # In a work folder: checksums of the files that it was made with; once it is sealed, where its artifact was put.
 _MADE = "made.json"
+_OF = "of"
+"""Key of a marker that says whose it is: folder and shard."""
+
 _SEALED = "sealed.json"
 
 WORK_ROOT_VARIABLE = "CLIPDISTILL_WORK"
@@ -176,10 +179,18 @@ class Work:
             sums = json.loads(self._marker(shard).read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):
             return False
-        return all(
-            file.is_file() and store.file_sha256(file) == sums.get(name)
-            for name, file in self._shard_files(shard).items()
+        # A marker vouches for its own shard of its own folder: another run's, copied here with its shard, does not.
+        return (
+            isinstance(sums, dict)
+            and sums.get(_OF) == self._place_of(shard)
+            and all(
+                file.is_file() and store.file_sha256(file) == sums.get(name)
+                for name, file in self._shard_files(shard).items()
+            )
         )
+
+    def _place_of(self, shard: int) -> str:
+        return f"{self.folder.name}/{shard}"
 
     def write(self, shard: int, arrays: Mapping[str, store.Array]) -> None:
         """Write one whole shard of every array and mark it done.
@@ -199,7 +210,7 @@ class Work:
                 store.require_finite(arrays[name], f"{self.store}: {name} shard {shard}")
                 self._group[name][start:stop] = arrays[name]
             sums = {name: store.file_sha256(file) for name, file in self._shard_files(shard).items()}
-            store.write_json(self._marker(shard), sums)
+            store.write_json(self._marker(shard), {_OF: self._place_of(shard), **sums})
 
     def seal(self, out: Path) -> None:
         """Finish the artifact and put it in its place; a copy by links stays here until it is let go of.

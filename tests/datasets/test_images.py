@@ -28,6 +28,16 @@ def test_sixteen_bit_gray_is_scaled_not_clipped_to_white() -> None:
     np.testing.assert_array_equal(pixels[..., 0], levels >> 8)
 
 
+@pytest.mark.parametrize(("photometric", "first"), [(1, 0), (0, 255)])
+def test_sixteen_bits_whose_zero_is_white_are_turned_about(photometric: int, first: int) -> None:
+    samples = np.array([0, 16_384, 32_768, 65_535], "<u2").tobytes()
+    tags = [(256, 4), (257, 1), (258, 16), (259, 1), (262, photometric), (273, 8), (277, 1), (278, 1), (279, 8)]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    data = b"II*\0" + struct.pack("<I", 16) + samples + struct.pack("<H", len(tags)) + entries + bytes(4)
+    wanted = [0, 64, 128, 255] if first == 0 else [255, 191, 127, 0]
+    assert decoded(data)[0, :, 0].tolist() == wanted
+
+
 def test_twelve_bit_gray_is_scaled_too() -> None:
     levels = np.array([0, 16, 2048, 4095] * 4, np.uint16)
     packed = b"".join((int(a) << 12 | int(b)).to_bytes(3) for a, b in levels.reshape(-1, 2))

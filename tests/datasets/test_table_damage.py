@@ -61,13 +61,13 @@ def test_bytes_and_folders_are_no_class_list(written: Path) -> None:
         table.read_classes(written.parent)
 
 
-PLACE = {"image_root": "images", "max_pixels": 100}
+PLACE = {"image_root": "images", "max_pixels": 100, "sha256": "0" * 64}
 
 
 @pytest.mark.parametrize(
     "place",
     [None, [], "text", {}, PLACE | {"more": 1}, PLACE | {"image_root": 3}, PLACE | {"max_pixels": "100"},
-     PLACE | {"max_pixels": True}],
+     PLACE | {"max_pixels": True}, PLACE | {"sha256": 1}],
 )  # fmt: skip
 def test_a_table_without_its_place_is_refused(written: Path, place: object) -> None:
     written.with_suffix(".yaml").write_text(yaml.safe_dump(place))
@@ -82,3 +82,14 @@ def test_a_damaged_table_is_refused(written: Path) -> None:
         written.write_bytes(content)
         with pytest.raises(ArtifactError, match=r"(?s)images\.parquet cannot be read .*dvc repro format"):
             ImageTable.load(written)
+
+
+def test_a_byte_that_a_disk_has_changed_is_noticed(written: Path) -> None:
+    """Sixteen of two flips a byte of such a table give other widths or heights, and Parquet reads them gladly."""
+    whole = written.read_bytes()
+    for place in range(0, len(whole), 37):
+        written.write_bytes(whole[:place] + bytes([whole[place] ^ 2]) + whole[place + 1 :])
+        with pytest.raises(ArtifactError, match=r"images\.parquet (was altered|cannot be read|is not an image table)"):
+            ImageTable.load(written)
+    written.write_bytes(whole)
+    assert len(ImageTable.load(written)) > 0

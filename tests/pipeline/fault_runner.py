@@ -224,7 +224,10 @@ def whole_shards() -> dict[str, int]:
     found = {}
     for marker in Path(".work").glob("embed/*/*/done/*.json"):
         group = marker.parents[1] / "store.zarr"
-        for name, digest in json.loads(marker.read_text()).items():
+        sums = json.loads(marker.read_text())
+        if sums.pop("of") != f"{marker.parents[1].name}/{int(marker.stem)}":
+            raise AssertionError(f"{marker} is of another shard")
+        for name, digest in sums.items():
             if store.file_sha256(group / name) != digest:
                 raise AssertionError(f"{marker} says that a shard is done that is not")
         found[str(marker)] = marker.stat().st_mtime_ns

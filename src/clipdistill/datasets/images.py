@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
-from PIL.TiffImagePlugin import BITSPERSAMPLE
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION
 
 from clipdistill.errors import DataError, printable
 
@@ -88,8 +88,12 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
         )
     if image.mode.startswith("I;16"):
         # A TIFF may hold 12 bits, which Pillow leaves in the lower ones of 16.
-        bits = getattr(image, "tag_v2", {}).get(BITSPERSAMPLE, (16,))[0]
-        return Image.fromarray((np.asarray(image) >> (bits - 8)).astype(np.uint8)).convert("RGB")
+        tags = getattr(image, "tag_v2", {})
+        bits = tags.get(BITSPERSAMPLE, (16,))[0]
+        samples = (np.asarray(image) >> (bits - 8)).astype(np.uint8)
+        # In a TIFF 0 may be white; Pillow turns that about for 8 bits alone.
+        white_is_zero = tags.get(PHOTOMETRIC_INTERPRETATION) == 0
+        return Image.fromarray(255 - samples if white_is_zero else samples).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")
 
 

@@ -5,6 +5,7 @@ Row i of every array of a split is row i of its image table. The table is sorted
 
 from __future__ import annotations
 
+import hashlib
 import io
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,8 +100,11 @@ class ImageTable:
         arrays = [pa.array(column, type=kind.type) for column, kind in zip(columns, _SCHEMA, strict=True)]
         buffer = io.BytesIO()
         pq.write_table(pa.Table.from_arrays(arrays, schema=_SCHEMA), buffer)
-        store.write_atomically(path, buffer.getvalue())
-        place = {"image_root": self.root.as_posix(), "max_pixels": self.max_pixels}
+        content = buffer.getvalue()
+        store.write_atomically(path, content)
+        # Parquet has no checksum of its own that readers look at.
+        sha256 = hashlib.sha256(content).hexdigest()
+        place = {"image_root": self.root.as_posix(), "max_pixels": self.max_pixels, "sha256": sha256}
         store.write_atomically(path.with_suffix(".yaml"), yaml.safe_dump(place).encode())
 
     @classmethod
@@ -111,7 +115,8 @@ class ImageTable:
             ArtifactError: missing or not a table of this project.
         """
         try:
-            table = pq.read_table(path)
+            content = path.read_bytes()
+            table = pq.read_table(io.BytesIO(content))
             texts = {name: table.column(name).to_pylist() for name in ("id", "path", "hash")}
             place = yaml_text.read(path.with_suffix(".yaml"))
         except FileNotFoundError as error:
@@ -121,6 +126,11 @@ class ImageTable:
             raise ArtifactError(f"{path} cannot be read ({error}): run `dvc repro format`") from None
         if table.schema.remove_metadata() != _SCHEMA or not _is_place(place):
             raise ArtifactError(f"{path} is not an image table of this version: run `dvc repro format`")
+        if hashlib.sha256(content).hexdigest() != place["sha256"]:
+            raise ArtifactError(
+                f"{path} was altered: its checksum is not that of {path.with_suffix('.yaml').name}: "
+                "`dvc checkout` brings it back, or `dvc repro format`"
+            )
         return cls(
             root=Path(place["image_root"]),
             ids=texts["id"],
@@ -134,8 +144,9 @@ class ImageTable:
 
 
 def _is_place(content: Any) -> bool:  # noqa: ANN401 - whatever the file beside a table holds
-    known = isinstance(content, dict) and set(content) == {"image_root", "max_pixels"}
-    return known and isinstance(content["image_root"], str) and type(content["max_pixels"]) is int
+    known = isinstance(content, dict) and set(content) == {"image_root", "max_pixels", "sha256"}
+    texts = known and all(isinstance(content[key], str) for key in ("image_root", "sha256"))
+    return texts and type(content["max_pixels"]) is int
 
 
 def write_classes(path: Path, classes: list[ClassName]) -> None:
