@@ -34,7 +34,7 @@ EVERYTHING |= MKT
 
 ROUNDS = stages("round", {"2", "3", "4"})
 
-AGGREGATED = {"pseudo_label@cdul", "pseudo_label@dense"}
+AGGREGATED = {"pseudo_label@cdul", "pseudo_label@dense", "seen@mkt"}
 AGGREGATED |= {"predict_teacher@teacher_views", "predict_teacher@teacher_dense"}
 
 # Beside the report, which shows every parameter.
@@ -45,12 +45,12 @@ RERUNS_FROM: list[tuple[dict[str, Any], set[str]]] = [
         {"pseudo_label.temperature": 0.02},
         stages("pseudo_label", {"cdul", "dense", "ccd", "global"})
         | stages("predict_teacher", TEACHERS)
-        | {"refine@ccd", "show_views"}
+        | {"refine@ccd", "show_views", "seen@mkt"}
         | ROUNDS,
     ),
     (
         {"pseudo_label.standardise": "both"},
-        stages("pseudo_label", {"cdul", "dense", "ccd", "global"}) | stages("predict_teacher", TEACHERS),
+        stages("pseudo_label", {"cdul", "dense", "ccd", "global"}) | stages("predict_teacher", TEACHERS) | {"seen@mkt"},
     ),
     ({"prompts.templates": ["a {}"]}, {"embed_text"}),
     ({"dataset.prompt_names": {"fish": "small fish"}}, {"format"}),
@@ -106,7 +106,9 @@ def test_an_experiment_with_another_threshold_runs_the_labels_and_what_follows(p
     output = project.run("dvc", "exp", "run", "-S", "pseudo_label.cdul.threshold=0.3").stdout
     for name in EVERYTHING:
         aggregated = name.endswith(("@cdul", "@teacher_views", "@dense", "@teacher_dense"))
-        follows = name in ("report", "summary") or (aggregated and not name.startswith(("embed", "similarity")))
+        follows = name in ("report", "summary", "seen@mkt") or (
+            aggregated and not name.startswith(("embed", "similarity"))
+        )
         assert (f"Running stage '{name}'" in output) == follows, name
 
 
