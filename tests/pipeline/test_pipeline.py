@@ -254,23 +254,6 @@ def test_bad_parameters_are_one_message_without_a_traceback(
     assert "Traceback" not in result.stderr
 
 
-@pytest.mark.parametrize(("name", "place"), [("pets", "data/pets"), ("../other", "other"), ("raw", "data/raw")])
-def test_nothing_of_a_person_is_removed_before_the_parameters_are_read(project: Project, name: str, place: str) -> None:
-    """DVC removes the outputs of a stage before it runs, and a person may have images in a folder of that name."""
-    files = [project.folder / place / split / "image.png" for split in ("train", "val")]
-    for file in files:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (40, 40)).save(file)
-    (project.folder / place / "classes.txt").write_text("cat\ndog\n")
-    project.set(
-        {"dataset.name": name, "dataset.reader": "folder", "dataset.root": "data/pets" if name == "pets" else "."}
-    )
-    project.run("dvc", "repro", "--single-item", "format", check=False)
-    assert [file.exists() for file in files] == [True, True]
-    for file in files:
-        file.unlink()
-
-
 def test_an_image_that_changed_since_the_table_stops_the_embedding(project: Project) -> None:
     victim = project.folder / "data" / "raw" / "scenes" / "JPEGImages" / "scene_000003.jpg"
     victim.unlink()
