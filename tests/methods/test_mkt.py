@@ -264,23 +264,6 @@ def test_pairs_that_are_just_apart_are_active_for_both_labels_or_for_neither() -
 
 
 @quick
-@given(problems(-1, 0, 1), st.integers(-80, 80), st.randoms(use_true_random=False))
-def test_rank_loss_knows_neither_places_nor_a_shift_of_an_image(
-    problem: tuple[Tensor, Tensor],
-    steps: int,
-    random,  # noqa: ANN001
-) -> None:
-    scores, labels = problem
-    value = mkt.rank_loss(scores, labels)
-    assert value >= 0
-    rows, columns = permutations(scores, random)
-    torch.testing.assert_close(mkt.rank_loss(scores[rows][:, columns], labels[rows][:, columns]), value)
-    shift = torch.zeros(len(scores), 1, dtype=torch.float64)
-    shift[0] = steps / 8
-    torch.testing.assert_close(mkt.rank_loss(scores + shift, labels), value)
-
-
-@quick
 @given(problems(-1, 0, 1))
 def test_the_gradient_of_an_image_sums_to_0_and_unknown_labels_have_none(problem: tuple[Tensor, Tensor]) -> None:
     for loss in (mkt.rank_loss, mkt.log_sum_exp_loss):
@@ -326,20 +309,22 @@ def test_soft_labels_count_by_their_share(problem: tuple[Tensor, Tensor]) -> Non
 
 
 @quick
+@pytest.mark.parametrize("loss", [mkt.rank_loss, mkt.log_sum_exp_loss])
 @given(problems(-1, 0, 0.5, 1), st.integers(-80, 80), st.randoms(use_true_random=False))
-def test_log_sum_exp_knows_neither_places_nor_a_shift_of_an_image(
+def test_a_loss_knows_neither_places_nor_a_shift_of_an_image(
+    loss: Callable[[Tensor, Tensor], Tensor],
     problem: tuple[Tensor, Tensor],
     steps: int,
     random,  # noqa: ANN001
 ) -> None:
-    logits, labels = problem
-    value = mkt.log_sum_exp_loss(logits, labels)
+    scores, labels = problem
+    value = loss(scores, labels)
     assert value >= 0
-    rows, columns = permutations(logits, random)
-    torch.testing.assert_close(mkt.log_sum_exp_loss(logits[rows][:, columns], labels[rows][:, columns]), value)
-    shift = torch.zeros(len(logits), 1, dtype=torch.float64)
+    rows, columns = permutations(scores, random)
+    torch.testing.assert_close(loss(scores[rows][:, columns], labels[rows][:, columns]), value)
+    shift = torch.zeros(len(scores), 1, dtype=torch.float64)
     shift[0] = steps / 8
-    torch.testing.assert_close(mkt.log_sum_exp_loss(logits + shift, labels), value)
+    torch.testing.assert_close(loss(scores + shift, labels), value)
 
 
 @pytest.mark.parametrize("size", [1.0, 1e4, 1e30])

@@ -31,8 +31,10 @@ def test_the_metrics_are_one_line(project: Project) -> None:
     shown = json.loads(project.run("dvc", "metrics", "show", "--json").stdout)[""]["data"]
     assert list(shown) == ["metrics/summary.json"]
     figures = shown["metrics/summary.json"]["data"]
-    assert set(figures["mAP"]) == {"teacher", "teacher_views", "cdul", "ccd", "global", "supervised"}
-    assert set(figures["label_mAP"]) == {"global", "cdul", "cdul_refined", "ccd"}
+    students = {"cdul", "dense", "ccd", "global", "supervised"}
+    assert set(figures["mAP"]) == students | {"teacher", "teacher_views", "teacher_dense"}
+    assert set(figures["label_mAP"]) == {"global", "cdul", "cdul_refined", "dense", "ccd"}
+    assert set(figures["zsl_mAP"]) == set(figures["gzsl_mAP"]) == {"mkt", "untuned", "teacher", "teacher_global"}
     assert figures["mAP"]["cdul"] == project.json("metrics/cdul.json")["val"]["mAP"]
 
 

@@ -47,7 +47,7 @@ def test_a_browser_opens_the_report_and_everything_in_it_works(project: Project,
         for width in (390, 1280):
             for scheme in ("light", "dark"):
                 assert page.width(width, scheme) <= width
-        assert len(page.all("#methods .bars .row")) == 6
+        assert len(page.all("#methods .bars .row")) == 8
         assert len(page.all("#curves svg.chart")) == 4
         rows = [row.text for row in page.all("#class-list .row")]
         assert 1 <= len(rows) <= 12

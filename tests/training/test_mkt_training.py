@@ -43,8 +43,8 @@ from clipdistill.methods import mkt
 from clipdistill.params import Params
 from clipdistill.students import context, tokens, untrained
 from clipdistill.training import checkpoint, mkt_student, optimise
-from clipdistill.training.mkt_predict import ROWS, Asked, label_embeddings, predict_open, score_images
-from clipdistill.training.mkt_prompt import eyes, tune_prompt
+from clipdistill.training.mkt_predict import ROWS, Asked, predict_open, score_images
+from clipdistill.training.mkt_prompt import tune_prompt
 from clipdistill.training.mkt_student import RankingLabels, train_mkt
 from clipdistill.training.mkt_vocabulary import read_vocabulary
 from clipdistill.work import WORK_ROOT_VARIABLE
@@ -531,8 +531,8 @@ def test_a_shift_far_from_all_scores_is_mended(
 def require_best_shift(params: Params, data: ToyData) -> None:
     """Of all cuts through the scores of the training images, the student's has the highest F1."""
     student = open_folder.load(PATHS.mkt_prompted)
-    text = label_embeddings(student, [item.prompt for item in SEEN])
-    asked = {"all": (Asked(eyes(student), text, student.scoring), torch.arange(len(text)))}
+    text = student.embed([item.prompt for item in SEEN])
+    asked = {"all": (Asked(student.eyes(), text, student.scoring), torch.arange(len(text)))}
     scores = score_images(asked, data.train[0], 64, params, distributed.Compute.load())["all"]
     labels = truth(data.train[1])[:, :3] > 0
     best = max(f1(scores, labels, cut) for cut in np.unique(scores))
