@@ -14,7 +14,7 @@ import yaml
 from clipdistill.clip import open_folder, teacher
 from clipdistill.clip.open_folder import OpenStudent
 from clipdistill.errors import ArtifactError, ParamsError
-from clipdistill.students import open_card, student_yaml, tokens, weights
+from clipdistill.students import model_folder, open_card, student_yaml, tokens, weights
 from clipdistill.students.open_card import FILE, WEIGHTS, OpenCard
 from clipdistill.students.student_yaml import MEAN, STD
 
@@ -325,7 +325,7 @@ def test_a_full_disk_leaves_no_card(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     def full(path: Path, _: bytes) -> None:
         raise ArtifactError(f"{path}: cannot be written")
 
-    monkeypatch.setattr(open_folder, "write_atomically", full)
+    monkeypatch.setattr(model_folder, "write_atomically", full)
     with pytest.raises(ArtifactError, match="cannot be written"):
         make(tmp_path)
     assert not list(tmp_path.iterdir())

@@ -134,8 +134,11 @@ def heatmap(
     file, png = _output("--out", out or Path(f"{image.stem}-heatmap.png"), "png"), io.BytesIO()
     from clipdistill import store  # noqa: PLC0415
     from clipdistill.application import heatmap as drawing  # noqa: PLC0415
+    from clipdistill.application.student import load_any  # noqa: PLC0415
 
-    drawn = drawing.heatmap(drawing.load_for(model, name, compute.device), image, name)
+    # A student of open vocabulary is asked for those very words.
+    student = load_any(model, None if name is None else [name], compute.device)
+    drawn = drawing.heatmap(student, image, name)
     drawn.picture.save(png, format="PNG")
     store.write_atomically(file, png.getvalue())
     typer.echo(f"{drawn.name} {drawn.score:.2f}: {printable(str(file))}")

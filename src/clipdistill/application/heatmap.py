@@ -9,11 +9,9 @@ from pathlib import Path
 from PIL import Image
 
 from clipdistill.application.image_files import open_image
-from clipdistill.application.open_student import OpenStudent
-from clipdistill.application.student import Scorer, Student
+from clipdistill.application.student import Scorer
 from clipdistill.errors import ParamsError
 from clipdistill.evaluation.heat import overlay
-from clipdistill.students import open_card
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +27,6 @@ class Heatmap:
     name: str
     score: float
     picture: Image.Image
-
-
-def load_for(folder: Path, name: str | None, device: str) -> Scorer:
-    """Load a student that is to be asked for a class; of open vocabulary, for those very words."""
-    if (folder / open_card.FILE).is_file():
-        return OpenStudent.load(folder, None if name is None else [name], device)
-    return Student.load(folder, device)
 
 
 def heatmap(student: Scorer, image: Path, name: str | None) -> Heatmap:

@@ -20,27 +20,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clipdistill import distributed
-from clipdistill.application.student import Scorer, Scores, Student
+from clipdistill.application.student import Scorer, Scores, torch_device
 from clipdistill.clip import open_folder
 from clipdistill.clip.open_folder import OpenStudent as Folder
-from clipdistill.datasets.prompt_names import read_class_file, with_prompts
+from clipdistill.datasets.prompt_names import with_prompts
 from clipdistill.datasets.table import ClassName
 from clipdistill.errors import ArtifactError, ParamsError
-from clipdistill.students import open_card, preprocessing, student_yaml, untrained
+from clipdistill.students import preprocessing, student_yaml, untrained
 from clipdistill.students.tokens import as_map
-from clipdistill.training.mkt_predict import label_embeddings
-from clipdistill.training.mkt_prompt import eyes
 
 _MOST = 8.0
+"""Bound of the logits that scores are made of: a sigmoid of more is 0.9997 at least."""
 
 
 class OpenStudent(Scorer):
     """A student of open vocabulary with a list of labels: `OpenStudent.load(folder, ["red fish"]).predict("a.jpg")`.
 
     A score is a label's probability, as the training labels calibrated it, held between 0.0003 and 0.9997: present from
-    0.5 on. Its maps are the
-    cosines of the local stream.
+    0.5 on. Its maps are the cosines of the local stream.
 
     Attributes:
         card: what its folder says of it.
@@ -50,8 +47,8 @@ class OpenStudent(Scorer):
         self.card = student.card
         self._classes = tuple(label.name for label in labels)
         self._scoring = student.scoring
-        self._text = label_embeddings(student, [label.prompt for label in labels]).to(device)
-        self._eyes = eyes(student).to(device)
+        self._text = student.embed([label.prompt for label in labels]).to(device)
+        self._eyes = student.eyes().to(device)
         self._device = device
 
     @classmethod
@@ -74,13 +71,12 @@ class OpenStudent(Scorer):
             raise ArtifactError(f"{place} holds no student: {reason}")
         if (place / student_yaml.FILE).is_file():
             raise ParamsError(f"{place} is a classifier of fixed classes: `clipdistill.Student.load` loads it")
-        if device not in ("auto", "cpu", "cuda"):
-            raise ParamsError(f"device must be auto, cpu or cuda, but is {device!r}")
+        where = torch_device(device)
         student = open_folder.load(place)
         named = _named(student.card.seen if labels is None else labels)
         if student.card.norm == "label" and len(named) < 2:
             raise ParamsError(f"{place} scores labels against one another (mkt.norm label): ask for two at least")
-        return cls(student, named, distributed.Compute(device=device).torch_device())  # type: ignore[arg-type]
+        return cls(student, named, where)
 
     def __repr__(self) -> str:
         return f"OpenStudent({self.card.model}, {len(self.classes)} labels, {self.image_size} pixels, {self._device})"
@@ -116,33 +112,8 @@ def _named(labels: Sequence[str | ClassName]) -> list[ClassName]:
         raise ParamsError(f"labels must be a list of at least one, not {type(labels).__name__}")
     if strange := [label for label in labels if not isinstance(label, (str, ClassName))]:
         raise ParamsError(f"a label is a text, but {strange[0]!r} is none")
-    given = {str(label): str(label) for label in labels if not isinstance(label, ClassName)}
-    given |= {label.name: label.prompt for label in labels if isinstance(label, ClassName)}
-    order = [label.name if isinstance(label, ClassName) else str(label) for label in labels]
-    if twice := [name for name, count in Counter(order).items() if count > 1]:
+    named = [label if isinstance(label, ClassName) else ClassName(str(label), str(label)) for label in labels]
+    names = [label.name for label in named]
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise ParamsError(f"the label {twice[0]!r} stands there more than once")
-    return with_prompts(order, given, {})
-
-
-def load_any(folder: Path, labels: Path | None, device: str) -> Scorer:
-    """Load a model folder of either kind.
-
-    Args:
-        folder: of a student.
-        labels: file of labels, a name a line, and after a tab how a prompt says it; None: the student's own.
-        device: auto, cpu or cuda.
-
-    Raises:
-        ArtifactError: the folder holds no whole student.
-        DataError: the file of labels is missing, or a line of it is not of this form.
-        ParamsError: labels for a classifier, whose classes are fixed; or labels that cannot be told apart.
-    """
-    if (folder / open_card.FILE).is_file():
-        return OpenStudent.load(folder, None if labels is None else read_class_file(labels, {}), device)
-    student = Student.load(folder, device)
-    if labels is not None:
-        raise ParamsError(
-            f"--labels: {folder} is a classifier of {len(student.classes)} classes that are fixed; labels can be asked "
-            "of a student of open vocabulary, as the pipeline leaves it in cache/*/models/mkt"
-        )
-    return student
+    return with_prompts(names, {label.name: label.prompt for label in named}, {})

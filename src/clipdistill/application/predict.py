@@ -16,10 +16,10 @@ import torch
 from clipdistill import distributed
 from clipdistill.application import console, formats
 from clipdistill.application.image_files import named_files
-from clipdistill.application.open_student import load_any
-from clipdistill.application.student import BATCH, Scorer
+from clipdistill.application.student import BATCH, Scorer, Student, load_any
 from clipdistill.datasets.images import UnreadableImageError
-from clipdistill.errors import ArtifactError
+from clipdistill.datasets.prompt_names import read_class_file
+from clipdistill.errors import ArtifactError, ParamsError
 
 logger = logging.getLogger(__name__)
 
@@ -82,10 +82,17 @@ def predict_files(
 
     Raises:
         ArtifactError: the folder holds no whole student.
+        DataError: the file of labels is missing, or a line of it is not of its form.
+        ParamsError: labels for a classifier, whose classes are fixed; or labels that cannot be told apart.
     """
     begin = time.monotonic()
     torch.set_num_threads(compute.thread_count())
-    student = load_any(model, labels, compute.device)
+    student = load_any(model, None if labels is None else read_class_file(labels, {}), compute.device)
+    if labels is not None and isinstance(student, Student):
+        raise ParamsError(
+            f"--labels: {model} is a classifier of {len(student.classes)} classes that are fixed; labels can be asked "
+            "of a student of open vocabulary, as the pipeline leaves it in cache/*/models/mkt"
+        )
     logger.debug("%r of %s loaded in %.2f s", student, model, time.monotonic() - begin)
     if listed == Listed():
         console.tell_unchosen(student.unchosen)

@@ -25,6 +25,7 @@ from torch import Tensor
 from clipdistill import distributed
 from clipdistill.application.image_files import ImageLike, batches, open_image
 from clipdistill.datasets.images import UnreadableImageError
+from clipdistill.datasets.table import ClassName
 from clipdistill.errors import ArtifactError, ParamsError
 from clipdistill.evaluation.thresholds import DEFAULT
 from clipdistill.students import classifier, model_folder, open_card, preprocessing, student_yaml, untrained
@@ -241,10 +242,9 @@ class Student(Scorer):
             )
         if reason := untrained.reason(place) or _lacking(place):
             raise ArtifactError(f"{place} holds no student: {reason}")
-        if device not in ("auto", "cpu", "cuda"):
-            raise ParamsError(f"device must be auto, cpu or cuda, but is {device!r}")
+        where = torch_device(device)
         network, card = model_folder.load(place)
-        return cls(network, card, distributed.Compute(device=device).torch_device())  # type: ignore[arg-type]
+        return cls(network, card, where)
 
     def __repr__(self) -> str:
         return f"Student({self.card.backbone}, {len(self.classes)} classes, {self.image_size} pixels, {self._device})"
@@ -276,6 +276,37 @@ class Student(Scorer):
     def _forward(self, pixels: Tensor) -> tuple[Scores, Scores]:
         logits, maps = self.network(preprocessing.normalise(pixels.to(self._device, non_blocking=True)))
         return classifier.scores(logits, self.card.head).cpu().numpy(), maps.cpu().numpy()
+
+
+def torch_device(device: str) -> torch.device:
+    """The device that a name stands for.
+
+    Raises:
+        ParamsError: it is none of auto, cpu and cuda, or is not there.
+    """
+    if device not in ("auto", "cpu", "cuda"):
+        raise ParamsError(f"device must be auto, cpu or cuda, but is {device!r}")
+    return distributed.Compute(device=device).torch_device()  # type: ignore[arg-type]
+
+
+def load_any(folder: Path, labels: Sequence[str | ClassName] | None, device: str) -> Scorer:
+    """Load a model folder of either kind.
+
+    Args:
+        folder: of a student.
+        labels: what a student of open vocabulary is asked for; None: its own. A classifier's are its classes.
+        device: auto, cpu or cuda.
+
+    Raises:
+        ArtifactError: the folder holds no whole student.
+        ParamsError: labels that cannot be told apart, or an unknown device.
+    """
+    if (folder / open_card.FILE).is_file():
+        # Only here: it brings open_clip, which a classifier does without.
+        from clipdistill.application.open_student import OpenStudent  # noqa: PLC0415
+
+        return OpenStudent.load(folder, labels, device)
+    return Student.load(folder, device)
 
 
 def _lacking(folder: Path) -> str | None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import open_clip
-import safetensors
-import safetensors.torch
 import timm
 import torch
 from open_clip.timm_model import TimmModel
@@ -17,13 +16,14 @@ from torch import Tensor, nn
 from clipdistill.clip import teacher
 from clipdistill.clip.teacher import ClipModel
 from clipdistill.errors import ArtifactError, ParamsError
-from clipdistill.store import file_sha256, write_atomically
-from clipdistill.students import open_card, tokens
+from clipdistill.students import context, open_card, tokens
+from clipdistill.students.context import Prompts
+from clipdistill.students.model_folder import read_weights, write_weights
 from clipdistill.students.open_card import FILE, WEIGHTS, OpenCard
-from clipdistill.students.open_vocabulary import Scoring
+from clipdistill.students.open_vocabulary import Eyes, Scoring
 from clipdistill.students.student_yaml import CURE
 
-_NETWORK, _CONTEXT, _MODEL = "network", "context", "model."
+_CONTEXT, _MODEL = "context", "model."
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +45,28 @@ class OpenStudent:
         """How its embeddings become scores."""
         card = self.card
         return Scoring(card.k, card.norm, card.local, card.scale, card.shift)
+
+    def eyes(self) -> Eyes:
+        """Its image tower, frozen."""
+        return Eyes(self.model.visual, self.card.mean, self.card.std).eval()
+
+    def tokenise(self, names: Sequence[str]) -> Prompts:
+        """Labels in its prompt.
+
+        Raises:
+            ParamsError: a label that the text encoder cannot read, or two that read the same.
+        """
+        tokenizer, longest = open_clip.get_tokenizer(self.card.model), context.context_length(self.model)
+        return context.tokenise(tokenizer, self.card.prompt, names, longest)
+
+    @torch.no_grad()
+    def embed(self, names: Sequence[str]) -> Tensor:
+        """Embed any labels with its own context: float32 [L, D], not of unit norm.
+
+        Raises:
+            ParamsError: as `tokenise`.
+        """
+        return context.encode(self.model, self.tokenise(names), self.context).float()
 
 
 def timm_tower(name: str, width: int, size: int, pretrained: bool = False) -> TimmModel:
@@ -88,8 +110,8 @@ def save(folder: Path, student: OpenStudent) -> None:
     state[_CONTEXT] = student.context
     # A copy each: tensors that share memory are refused.
     tensors = {key: value.detach().cpu().clone().contiguous() for key, value in state.items()}
-    write_atomically(folder / WEIGHTS, safetensors.torch.save(tensors, {_NETWORK: student.card.network}))
-    open_card.write(folder, student.card.model_copy(update={"sha256": file_sha256(folder / WEIGHTS)}))
+    sha256 = write_weights(folder / WEIGHTS, tensors, student.card.network)
+    open_card.write(folder, student.card.model_copy(update={"sha256": sha256}))
 
 
 def load(folder: Path) -> OpenStudent:
@@ -99,19 +121,19 @@ def load(folder: Path) -> OpenStudent:
         ArtifactError: a file is missing, altered or of another version, or the two do not belong together.
     """
     card = open_card.read(folder)
-    state = _read(folder, card)
-    context = state.pop(_CONTEXT, None)
+    state = read_weights(folder / WEIGHTS, folder / FILE, card.sha256, card.network, "it is not what")
+    words = state.pop(_CONTEXT, None)
     try:
         model = _empty(card)
         model.load_state_dict({key.removeprefix(_MODEL): value for key, value in state.items()})
     except (RuntimeError, ParamsError, KeyError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ArtifactError(f"{folder / WEIGHTS} is no {card.model}, as {FILE} says ({reason}): {CURE}") from None
-    if context is None or context.ndim != 2:
+    if words is None or words.ndim != 2:
         raise ArtifactError(f"{folder / WEIGHTS} has no context of prompts: {CURE}")
-    if not all(torch.isfinite(value).all() for value in (context, *state.values())):
+    if not all(torch.isfinite(value).all() for value in (words, *state.values())):
         raise ArtifactError(f"{folder / WEIGHTS} holds NaN or infinity: {CURE}")
-    return OpenStudent(model.eval().requires_grad_(False), context, card)
+    return OpenStudent(model.eval().requires_grad_(False), words, card)
 
 
 def _empty(card: OpenCard) -> ClipModel:
@@ -131,20 +153,3 @@ def embedding_width(model: Any) -> int:  # noqa: ANN401 - open_clip ships no typ
     if projection is None:
         raise ParamsError("clip.model: a teacher without a projection of its texts has no width to learn for")
     return int(projection.out_features if isinstance(projection, nn.Linear) else projection.shape[1])
-
-
-def _read(folder: Path, card: OpenCard) -> dict[str, Tensor]:
-    path = folder / WEIGHTS
-    try:
-        if (found := file_sha256(path)) != card.sha256:
-            raise ArtifactError(
-                f"{path} has SHA-256 {found}, but {FILE} was written for {card.sha256 or 'none'}: {CURE}"
-            )
-        with safetensors.safe_open(path, framework="pt") as file:
-            if (file.metadata() or {}).get(_NETWORK) != card.network:
-                raise ArtifactError(f"{folder / FILE} was altered: it is not what {path.name} was written for: {CURE}")
-        return safetensors.torch.load_file(path)
-    except FileNotFoundError:
-        raise ArtifactError(f"{path} is missing: {CURE}") from None
-    except (OSError, safetensors.SafetensorError) as error:
-        raise ArtifactError(f"{path} cannot be read ({error}): {CURE}") from None

@@ -114,14 +114,9 @@ def _grid(params: Params) -> int:
 
 def _dense_size(params: Params, own: int, tower: tokens.Tower) -> int:
     wanted = params.views.dense.image_size
-    if wanted in ("clip", own):
-        return own
-    if not tokens.takes_any_side(tower):
-        raise ParamsError(
-            f"views.dense.image_size: {params.clip.model} takes images of {own} pixels alone, found {wanted}; set it "
-            "to clip"
-        )
-    return int(wanted)
+    size = own if wanted == "clip" else wanted
+    tokens.require_side(tower, params.clip.model, own, size, "views.dense.image_size", "set it to clip")
+    return size
 
 
 def cam_request(params: Params, table: Path, out: Path) -> Request:

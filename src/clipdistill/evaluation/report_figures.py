@@ -141,10 +141,15 @@ def read(folder: Path) -> Figures:
     """
     found = ((key, read_metrics(folder / f"{key}.json").get("val")) for key in ORDER)
     methods = [Method(key, METHODS[key], figures) for key, figures in found if figures is not None]
+    tracks = [
+        _aggregated_labels(folder, "cdul", "CDUL", LABELS),
+        _aggregated_labels(folder, "dense", "CDUL, cells", CELLS),
+        _ccd_labels(folder),
+    ]
     return Figures(
         dataset=read_metrics(folder / "format.json"),
         methods=methods,
-        labels=[track for track in (_cdul_labels(folder), _dense_labels(folder), _ccd_labels(folder)) if track.steps],
+        labels=[track for track in tracks if track.steps],
         curves=[chart for name, title in CURVES.items() if (chart := _chart(folder, name, title)).series],
         precision=_precision(folder, [method.key for method in methods]),
         classes=_classes(folder, [method.key for method in methods]),
@@ -152,19 +157,12 @@ def read(folder: Path) -> Figures:
     )
 
 
-def _cdul_labels(folder: Path) -> LabelTrack:
-    first = read_metrics(folder / "labels" / "cdul.json").get("train", {})
-    steps = [(text, first.get(key)) for key, text in LABELS.items()]
-    refined = read_metrics(folder / "train" / "cdul.json").get("train", {}).get("refined_mAP")
-    steps.append(("refined while the student learned", refined))
-    return LabelTrack("cdul", "CDUL", [(text, value) for text, value in steps if value is not None])
-
-
-def _dense_labels(folder: Path) -> LabelTrack:
-    first = read_metrics(folder / "labels" / "dense.json").get("train", {})
-    refined = read_metrics(folder / "train" / "dense.json").get("train", {}).get("refined_mAP")
-    steps = [*((text, first.get(key)) for key, text in CELLS.items()), ("refined while the student learned", refined)]
-    return LabelTrack("dense", "CDUL, cells", [(text, value) for text, value in steps if value is not None])
+def _aggregated_labels(folder: Path, method: str, name: str, states: dict[str, str]) -> LabelTrack:
+    """Labels that are made of CLIP's views, and refined in training: by key of the first ones, what they are."""
+    first = read_metrics(folder / "labels" / f"{method}.json").get("train", {})
+    refined = read_metrics(folder / "train" / f"{method}.json").get("train", {}).get("refined_mAP")
+    steps = [*((text, first.get(key)) for key, text in states.items()), ("refined while the student learned", refined)]
+    return LabelTrack(method, name, [(text, value) for text, value in steps if value is not None])
 
 
 def _ccd_labels(folder: Path) -> LabelTrack:

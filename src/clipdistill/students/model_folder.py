@@ -34,8 +34,8 @@ def save(folder: Path, student: Student, card: Card) -> None:
         ArtifactError: the disk refuses.
     """
     state = {key: tensor.detach().cpu().contiguous() for key, tensor in student.state_dict().items()}
-    write_atomically(folder / WEIGHTS, safetensors.torch.save(state, {_NETWORK: card.network}))
-    student_yaml.write(folder, card.model_copy(update={"sha256": file_sha256(folder / WEIGHTS)}))
+    sha256 = write_weights(folder / WEIGHTS, state, card.network)
+    student_yaml.write(folder, card.model_copy(update={"sha256": sha256}))
 
 
 def load(folder: Path) -> tuple[Student, Card]:
@@ -48,7 +48,8 @@ def load(folder: Path) -> tuple[Student, Card]:
         ArtifactError: a file is missing, altered or of another version, or the two do not belong together.
     """
     card = student_yaml.read(folder)
-    state = _read_weights(folder, card)
+    what = "its network, classes or preprocessing are not those that"
+    state = read_weights(folder / WEIGHTS, folder / FILE, card.sha256, card.network, what)
     params = StudentParams(
         backbone=card.backbone, image_size=card.preprocessing.image_size, output_stride=card.output_stride
     )
@@ -68,25 +69,41 @@ def load(folder: Path) -> tuple[Student, Card]:
     return student.eval(), card
 
 
-def _read_weights(folder: Path, card: Card) -> dict[str, Tensor]:
-    path = folder / WEIGHTS
+def read_weights(path: Path, card: Path, sha256: str, network: str, what: str) -> dict[str, Tensor]:
+    """Read the weights of a student of any kind.
+
+    Args:
+        path: of the weights.
+        card: file of the card, which has told the following.
+        sha256: of the weights.
+        network: what of the card they were written for.
+        what: how an error says that they were not: "... {weights} was written for".
+
+    Raises:
+        ArtifactError: missing, unreadable, or of another card.
+    """
     try:
         found = file_sha256(path)
-        if found != card.sha256:
-            raise ArtifactError(
-                f"{path} has SHA-256 {found}, but {folder / FILE} was written for {card.sha256 or 'none'}: {CURE}"
-            )
+        if found != sha256:
+            raise ArtifactError(f"{path} has SHA-256 {found}, but {card} was written for {sha256 or 'none'}: {CURE}")
         with safetensors.safe_open(path, framework="pt") as file:
-            if (file.metadata() or {}).get(_NETWORK) != card.network:
-                raise ArtifactError(
-                    f"{folder / FILE} was altered: its network, classes or preprocessing are not those that "
-                    f"{path.name} was written for: {CURE}"
-                )
+            if (file.metadata() or {}).get(_NETWORK) != network:
+                raise ArtifactError(f"{card} was altered: {what} {path.name} was written for: {CURE}")
         return safetensors.torch.load_file(path)
     except FileNotFoundError:
         raise ArtifactError(f"{path} is missing: {CURE}") from None
     except (OSError, safetensors.SafetensorError) as error:
         raise ArtifactError(f"{path} cannot be read ({error}): {CURE}") from None
+
+
+def write_weights(path: Path, tensors: dict[str, Tensor], network: str) -> str:
+    """Write the weights of a student of any kind, and what of its card they are for; returns their SHA-256.
+
+    Raises:
+        ArtifactError: the disk refuses.
+    """
+    write_atomically(path, safetensors.torch.save(tensors, {_NETWORK: network}))
+    return file_sha256(path)
 
 
 def _shapes(state: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:

@@ -5,16 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field, ValidationError
 
-from clipdistill import yaml_text
 from clipdistill.errors import ArtifactError
 from clipdistill.params import Fraction, Section, Sha256, StudentSide
-from clipdistill.store import fingerprint, write_atomically
-from clipdistill.students.student_yaml import CURE, Channels, Evaluation
+from clipdistill.store import fingerprint
+from clipdistill.students.student_yaml import (
+    CURE,
+    Channels,
+    Evaluation,
+    problems_of,
+    read_content,
+    write_content,
+)
 
-FORMAT_VERSION = 1
 FILE, WEIGHTS = "open_student.yaml", "open_student.safetensors"
 
 
@@ -59,15 +63,11 @@ def read(folder: Path) -> OpenCard:
         ArtifactError: missing, unreadable, or of another version.
     """
     path = folder / FILE
+    content = read_content(path)
     try:
-        return OpenCard.model_validate(yaml_text.read(path))
-    except FileNotFoundError:
-        raise ArtifactError(f"{path} is missing: {CURE}") from None
-    except (OSError, yaml.YAMLError) as error:
-        raise ArtifactError(f"{path} cannot be read ({error}): {CURE}") from None
+        return OpenCard.model_validate(content)
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, p['loc'])) or 'card'}: {p['msg']}" for p in error.errors())
-        raise ArtifactError(f"{path} is damaged, or of another version ({problems}): {CURE}") from None
+        raise ArtifactError(f"{path} is damaged, or of another version ({problems_of(error)}): {CURE}") from None
 
 
 def write(folder: Path, card: OpenCard) -> None:
@@ -76,5 +76,4 @@ def write(folder: Path, card: OpenCard) -> None:
     Raises:
         ArtifactError: the disk refuses.
     """
-    text = yaml.safe_dump(card.model_dump(), sort_keys=False, allow_unicode=True, width=110)
-    write_atomically(folder / FILE, text.encode())
+    write_content(folder / FILE, card)

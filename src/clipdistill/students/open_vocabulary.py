@@ -47,6 +47,8 @@ class Eyes(nn.Module):
 
     Attributes:
         tower: open_clip's.
+        mean: of the channels R, G, B, in [0, 1], that it expects.
+        std: of the channels R, G, B.
         trained: number of its upper layers that are trained; the others stay as they are, statistics of their
             batch normalisation included.
     """
@@ -54,7 +56,7 @@ class Eyes(nn.Module):
     def __init__(self, tower: tokens.Tower, mean: Sequence[float], std: Sequence[float], trained: int = 0) -> None:
         super().__init__()
         self.tower = tower
-        self.trained = trained
+        self.mean, self.std, self.trained = tuple(mean), tuple(std), trained
         factor, offset = _between((MEAN, STD), (mean, std))
         self.register_buffer("factor", factor, persistent=False)
         self.register_buffer("offset", offset, persistent=False)

@@ -118,20 +118,14 @@ def read(folder: Path) -> Card:
         ArtifactError: missing, unreadable, or of another version.
     """
     path = folder / FILE
-    try:
-        content = yaml_text.read(path)
-    except FileNotFoundError:
-        raise ArtifactError(f"{path} is missing: {CURE}") from None
-    except (OSError, yaml.YAMLError) as error:
-        raise ArtifactError(f"{path} cannot be read ({error}): {CURE}") from None
+    content = read_content(path)
     version = content.get("format_version") if isinstance(content, dict) else None
     if version != FORMAT_VERSION:
         raise ArtifactError(f"{path} has format version {version}, this program reads {FORMAT_VERSION}: {CURE}")
     try:
         return Card.model_validate(content)
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, p['loc'])) or 'card'}: {p['msg']}" for p in error.errors())
-        raise ArtifactError(f"{path} is damaged ({problems}): {CURE}") from None
+        raise ArtifactError(f"{path} is damaged ({problems_of(error)}): {CURE}") from None
 
 
 def write(folder: Path, card: Card) -> None:
@@ -140,5 +134,33 @@ def write(folder: Path, card: Card) -> None:
     Raises:
         ArtifactError: the disk refuses.
     """
+    write_content(folder / FILE, card)
+
+
+def read_content(path: Path) -> Any:  # noqa: ANN401 - any tree of plain values
+    """Read the card of a student of any kind, as its file has it.
+
+    Raises:
+        ArtifactError: missing or unreadable.
+    """
+    try:
+        return yaml_text.read(path)
+    except FileNotFoundError:
+        raise ArtifactError(f"{path} is missing: {CURE}") from None
+    except (OSError, yaml.YAMLError) as error:
+        raise ArtifactError(f"{path} cannot be read ({error}): {CURE}") from None
+
+
+def problems_of(error: ValidationError) -> str:
+    """What is wrong with a card, by key."""
+    return "; ".join(f"{'.'.join(map(str, p['loc'])) or 'card'}: {p['msg']}" for p in error.errors())
+
+
+def write_content(path: Path, card: Section) -> None:
+    """Write the card of a student of any kind: equal cards give equal bytes.
+
+    Raises:
+        ArtifactError: the disk refuses.
+    """
     text = yaml.safe_dump(card.model_dump(), sort_keys=False, allow_unicode=True, width=110)
-    write_atomically(folder / FILE, text.encode())
+    write_atomically(path, text.encode())

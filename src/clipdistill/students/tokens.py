@@ -12,7 +12,7 @@ from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
-from clipdistill.errors import TeacherError
+from clipdistill.errors import ParamsError, TeacherError
 
 Tower = nn.Module
 """open_clip's image tower: `model.visual`."""
@@ -98,6 +98,24 @@ def cells_a_side(tower: Tower, size: int) -> int:
 def takes_any_side(tower: Tower) -> bool:
     """Whether the tower takes images of another side than its own: a convolutional trunk, which knows no places."""
     return isinstance(tower, TimmModel) and not hasattr(tower.trunk, "patch_embed")
+
+
+def require_side(tower: Tower, model: str, own: int, wanted: int, key: str, cure: str) -> None:
+    """Refuse images of a side that a tower does not take.
+
+    Args:
+        tower: image tower.
+        model: its name.
+        own: side that it was made for, pixels.
+        wanted: side of the images, pixels.
+        key: parameter that says so.
+        cure: what to do.
+
+    Raises:
+        ParamsError: the tower has embeddings of places, and the sides differ.
+    """
+    if wanted != own and not takes_any_side(tower):
+        raise ParamsError(f"{key}: {model} takes images of {own} pixels alone, found {wanted}; {cure}")
 
 
 def _transformer(tower: VisionTransformer, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from open_clip import get_tokenizer
 from torch import Tensor
 
 from clipdistill import distributed, store
 from clipdistill.clip import open_folder, teacher
-from clipdistill.clip.open_folder import OpenStudent
 from clipdistill.clip.prompts import embed_prompts
 from clipdistill.datasets.table import ClassName, ImageTable, read_classes
 from clipdistill.errors import ArtifactError
 from clipdistill.methods import mkt
 from clipdistill.params import Params
 from clipdistill.stage import Paths
-from clipdistill.students import context, preprocessing, tokens
+from clipdistill.students import preprocessing, tokens
 from clipdistill.students.open_vocabulary import Eyes, Scoring
 from clipdistill.training.data import ImageSource
-from clipdistill.training.mkt_prompt import eyes
 from clipdistill.training.mkt_student import embed_labels, eyes_of
 from clipdistill.training.predict import autocast
 
@@ -51,18 +47,6 @@ class Asked:
     scoring: Scoring
 
 
-@torch.no_grad()
-def label_embeddings(student: OpenStudent, names: Sequence[str]) -> Tensor:
-    """Embed any labels with a student's own context: float32 [L, D], not of unit norm.
-
-    Raises:
-        ParamsError: a label that the text encoder cannot read, or two that read the same.
-    """
-    longest = context.context_length(student.model)
-    prompts = context.tokenise(get_tokenizer(student.card.model), student.card.prompt, names, longest)
-    return context.encode(student.model, prompts, student.context).float()
-
-
 def predict_open(params: Params, compute: distributed.Compute) -> dict[str, Scores]:
     """Score the evaluation images of the pipeline for its open vocabulary.
 
@@ -81,29 +65,26 @@ def predict_open(params: Params, compute: distributed.Compute) -> dict[str, Scor
     if first.card.provenance["student"]["weights"] != clip.identity["weights"]:
         raise ArtifactError(f"{paths.student('mkt')} is of another teacher than clip.*: run `dvc repro`")
     torch.set_num_threads(compute.thread_count())
-    own = eyes(tuned)
-    asked = {
-        "student": Asked(own, label_embeddings(tuned, prompts), tuned.scoring),
-        "untuned": Asked(own, label_embeddings(first, prompts), tuned.scoring),
-    }
-    seen = [item.seen for item in labels]
-    found = score_images(_lists(asked, seen), table, tuned.card.image_size, params, compute)
+    own, size = tuned.eyes(), tuned.card.image_size
     # CLIP at the student's size where it takes that, else at its own: of a network of timm it need not.
     any_size = tuned.card.backbone == "clip" or tokens.takes_any_side(clip.model.visual)
-    size = tuned.card.image_size if any_size else clip.preprocessing.size
+    teacher_size = size if any_size else clip.preprocessing.size
     frozen = embed_labels(clip.model, clip.tokenizer, params.mkt.prompt, prompts)
-    teacher_asked = {"teacher": Asked(eyes_of(clip, size).eval(), frozen, first.scoring)}
-    found |= score_images(_lists(teacher_asked, seen), table, size, params, compute)
+    asked = {
+        "student": (size, Asked(own, tuned.embed(prompts), tuned.scoring)),
+        "untuned": (size, Asked(own, first.embed(prompts), tuned.scoring)),
+        "teacher": (teacher_size, Asked(eyes_of(clip, teacher_size).eval(), frozen, first.scoring)),
+    }
+    unseen = torch.tensor([not item.seen for item in labels])
+    found: dict[str, Scores] = {}
+    # Every image is decoded once for all that look at it in one size.
+    for side in dict.fromkeys((size, teacher_size)):
+        lists: dict[str, tuple[Asked, Tensor]] = {}
+        for row, (own_side, one) in asked.items():
+            if own_side == side:
+                lists |= {row: (one, torch.arange(len(labels))), f"{row}_zsl": (one, unseen.nonzero()[:, 0])}
+        found |= score_images(lists, table, side, params, compute)
     return found | _global(clip, labels, table, paths, params)
-
-
-def _lists(asked: dict[str, Asked], seen: list[bool]) -> dict[str, tuple[Asked, Tensor]]:
-    return {f"{row}{kind}": (a, columns) for row, a in asked.items() for kind, columns in _columns(seen)}
-
-
-def _columns(seen: list[bool]) -> list[tuple[str, Tensor]]:
-    every = torch.arange(len(seen))
-    return [("", every), ("_zsl", every[~torch.tensor(seen)])]
 
 
 @torch.no_grad()

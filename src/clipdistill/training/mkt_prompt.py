@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from open_clip import get_tokenizer
 from torch import Tensor
 
 from clipdistill import distributed, store
@@ -19,9 +18,9 @@ from clipdistill.datasets.table import ImageTable
 from clipdistill.evaluation import thresholds
 from clipdistill.params import Params
 from clipdistill.stage import Paths
-from clipdistill.students import context, open_card, untrained
+from clipdistill.students import open_card, untrained
 from clipdistill.students.context import Prompts
-from clipdistill.students.open_vocabulary import Eyes, PromptedStudent
+from clipdistill.students.open_vocabulary import PromptedStudent
 from clipdistill.training.loop import Task, Trainer
 from clipdistill.training.mkt_student import RankingLabels, seen_truth
 from clipdistill.training.mkt_vocabulary import read_vocabulary
@@ -31,6 +30,7 @@ from clipdistill.training.train import Run, launch, run_task
 logger = logging.getLogger(__name__)
 
 _MOST_SORTED = 20_000_000
+"""Scores by which the one is chosen from which a label is present."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +59,7 @@ class PromptDesign:
     def build(self, columns: int, seed: int) -> PromptedStudent:  # noqa: ARG002 - nothing is random
         """Make the network, whose context is the student's."""
         student = self.student
-        return PromptedStudent(eyes(student), student.model, self.prompts, student.context, student.scoring)
-
-
-def eyes(student: OpenStudent) -> Eyes:
-    """The image tower of a student, frozen."""
-    return Eyes(student.model.visual, student.card.mean, student.card.std).eval()
+        return PromptedStudent(student.eyes(), student.model, self.prompts, student.context, student.scoring)
 
 
 def tune_prompt(params: Params, command: list[str]) -> None:
@@ -87,9 +82,7 @@ def tune_prompt(params: Params, command: list[str]) -> None:
     table = ImageTable.load(paths.table("train"))
     vocabulary = read_vocabulary(params.mkt, paths, table)
     student = open_folder.load(paths.student("mkt"))
-    tokenizer = get_tokenizer(student.card.model)
-    longest = context.context_length(student.model)
-    design = PromptDesign(student, context.tokenise(tokenizer, student.card.prompt, vocabulary.prompts, longest))
+    design = PromptDesign(student, student.tokenise(vocabulary.prompts))
     settings = params.mkt.model_copy(update={"distil": params.mkt.distil.model_copy(update={"weight": 0.0})})
     recipe = params.mkt.recipe.model_copy(update={**params.mkt.tune.model_dump(), "weight_decay": 0.0})
     task = Task(

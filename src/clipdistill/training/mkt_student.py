@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from clipdistill.clip import open_folder, teacher
 from clipdistill.clip.open_folder import OpenStudent
 from clipdistill.clip.teacher import Teacher
 from clipdistill.datasets.table import ImageTable, read_classes, read_labels
-from clipdistill.errors import ArtifactError, ParamsError
+from clipdistill.errors import ArtifactError
 from clipdistill.methods import mkt
 from clipdistill.params import MktParams, Params
 from clipdistill.stage import Paths
@@ -148,11 +148,9 @@ def eyes_of(model: Teacher, size: int, unlock: int | str = 0) -> Eyes:
         ParamsError: the tower has embeddings of places and takes no other size than its own.
     """
     own = model.preprocessing
-    if size != own.size and not tokens.takes_any_side(model.model.visual):
-        raise ParamsError(
-            f"mkt.student.image_size: {model.identity['model']} takes images of {own.size} pixels alone, found {size}; "
-            "set it to clip (or, where that is the student's own size, mkt.distil.teacher to cached)"
-        )
+    cure = "set it to clip (or, where that is the student's own size, mkt.distil.teacher to cached)"
+    name = model.identity["model"]
+    tokens.require_side(model.model.visual, name, own.size, size, "mkt.student.image_size", cure)
     tower = copy.deepcopy(model.model.visual).requires_grad_(bool(unlock))
     return Eyes(tower, own.mean, own.std, _unlocked(tower, unlock))
 
@@ -211,13 +209,11 @@ def train_mkt(params: Params, command: list[str]) -> None:
 def _design(params: Params, model: Teacher, vocabulary: Vocabulary, table: ImageTable) -> OpenDesign:
     settings = params.mkt
     size = model.preprocessing.size if settings.student.image_size == "clip" else settings.student.image_size
-    scale = model.logit_scale
     text = embed_labels(model.model, model.tokenizer, settings.prompt, vocabulary.prompts)
-    scoring = Scoring(settings.k, settings.norm, settings.local, scale)
-    shift = _first_look(
-        eyes_of(model, size) if settings.student.backbone == "clip" else None, table, text, scoring, size
-    )
-    scoring = Scoring(settings.k, settings.norm, settings.local, scale, shift)
+    scoring = Scoring(settings.k, settings.norm, settings.local, model.logit_scale)
+    # Of a tower that knows nothing yet a look says nothing.
+    if settings.student.backbone == "clip":
+        scoring = replace(scoring, shift=_first_look(eyes_of(model, size).eval(), table, text, scoring, size))
     return OpenDesign(model, text, scoring, settings, size)
 
 
@@ -229,13 +225,10 @@ def embed_labels(model: Any, tokenizer: object, template: str, names: list[str])
 
 
 @torch.no_grad()
-def _first_look(eyes: Eyes | None, table: ImageTable, text: Tensor, scoring: Scoring, size: int) -> float:
-    """Mean score of all labels in the first images, as the teacher sees them; 0 for a tower that knows nothing."""
-    if eyes is None:
-        return 0.0
+def _first_look(eyes: Eyes, table: ImageTable, text: Tensor, scoring: Scoring, size: int) -> float:
+    """Mean score of all labels in the first images, as the teacher sees them."""
     rows = range(min(_FIRST_LOOK, len(table)))
     pixels = torch.from_numpy(np.stack([preprocessing.resize(table.open(row), size) for row in rows]))
-    eyes.eval()
     looked = [eyes(preprocessing.normalise(part)) for part in torch.split(pixels, 32)]
     if scoring.k > (patches := looked[0][1].shape[1]):
         logger.warning("mkt.k is %d, and an image has %d patches: all count", scoring.k, patches)
@@ -274,18 +267,14 @@ def seen_truth(paths: Paths, table: ImageTable, vocabulary: Vocabulary) -> Truth
 def _card(
     params: MktParams, design: OpenDesign, student: OpenVocabularyStudent, vocabulary: Vocabulary, run: Run
 ) -> OpenCard:
-    tower: Any = student.eyes.tower
-    own = design.teacher.preprocessing
-    clip = params.student.backbone == "clip"
-    mean, std = (own.mean, own.std) if clip else (tower.trunk.default_cfg["mean"], tower.trunk.default_cfg["std"])
     return OpenCard(
         model=design.teacher.identity["model"],
         quick_gelu=design.teacher.identity["quick_gelu"],
         backbone=params.student.backbone,
         backbone_weights=student.weights,
         image_size=design.image_size,
-        mean=list(mean),
-        std=list(std),
+        mean=list(student.eyes.mean),
+        std=list(student.eyes.std),
         prompt=params.prompt,
         tuned=False,
         k=params.k,
