@@ -1,5 +1,6 @@
 """Prompts with a context of their own against open_clip's own, and against the table that MKT's released code tunes."""
 
+import copy
 from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -188,20 +189,22 @@ def test_chunks_have_the_value_and_the_gradient_of_the_whole(
     chunk: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    prompts, start = prompts_of(tiny), first_context(tiny, TOKENIZER, TEMPLATE)
-    whole = value_and_gradient(tiny, prompts, start)
+    # In float64: some entries of the gradient are differences of numbers a thousand times as large.
+    prompts, start = prompts_of(tiny), first_context(tiny, TOKENIZER, TEMPLATE).double()
+    model = copy.deepcopy(tiny).double()
+    whole = value_and_gradient(model, prompts, start)
     calls: list[int] = []
     own = context._encode
     monkeypatch.setattr(context, "_CHUNK", chunk)
     monkeypatch.setattr(context, "_encode", lambda *given: calls.append(len(given[1])) or own(*given))
-    found = value_and_gradient(tiny, prompts, start)
+    found = value_and_gradient(model, prompts, start)
     torch.testing.assert_close(found, whole, rtol=1e-4, atol=1e-6)
     # Each chunk once there and once on the way back.
     assert max(calls) == chunk
     assert sum(calls) == 2 * len(NAMES)
     calls.clear()
     with torch.no_grad():
-        torch.testing.assert_close(encode(tiny, prompts, start), whole[0], rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(encode(model, prompts, start), whole[0], rtol=1e-4, atol=1e-6)
     assert sum(calls) == len(NAMES)
 
 
@@ -327,3 +330,28 @@ def test_text_encoders_of_another_make_are_refused(model: SimpleNamespace, messa
     for whole in (model, SimpleNamespace(text=model)):
         with pytest.raises(TeacherError, match=message):
             context.context_length(whole)
+
+
+def test_the_gradient_has_the_same_bytes_each_time_on_several_threads(tiny: Any) -> None:  # noqa: ANN401
+    """PyTorch sums the gradient of an index by threads in whatever order they come: sixty runs had sixty values."""
+    tokenizer = open_clip.get_tokenizer("scenes-tiny")
+    template, things = "a photo of a {}.", ["fish", "car", "tree", "cup", "key", "boat", "house", "clock"]
+    names = [
+        f"{colour} {thing}"
+        for colour in ["red", "blue", "green", "pink", "brown", "black", "white", "gold", "grey", "teal", "small"]
+        for thing in things
+    ]
+    # So many that PyTorch shares them between threads.
+    assert len(names) == 88
+    prompts, first = tokenise(tokenizer, template, names, 16), first_context(tiny, tokenizer, template)
+    threads, found = torch.get_num_threads(), set()
+    torch.set_num_threads(2)
+    try:
+        for _ in range(20):
+            words = first.clone().requires_grad_(True)
+            embedding = encode(tiny, prompts, words)
+            (embedding * embedding.detach().sin()).sum().backward()
+            found.add(words.grad.numpy().tobytes())
+    finally:
+        torch.set_num_threads(threads)
+    assert len(found) == 1

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from open_clip.tokenizer import SimpleTokenizer
 from open_clip.transformer import text_global_pool
 from torch import Tensor
@@ -126,7 +127,9 @@ def encode(model: Any, prompts: Prompts, context: Tensor) -> Tensor:  # noqa: AN
 
 def _encode(model: Any, tokens: Tensor, slot: Tensor, context: Tensor) -> Tensor:  # noqa: ANN401
     tower, length = _tower(model), tokens.shape[1]
-    words = torch.where((slot >= 0)[:, :, None], context[slot.clamp(min=0)], tower.token_embedding(tokens))
+    # Not by an index: on a processor its gradient is summed by threads in whatever order they come.
+    ours = F.embedding(slot.clamp(min=0), context)
+    words = torch.where((slot >= 0)[:, :, None], ours, tower.token_embedding(tokens))
     values = words + tower.positional_embedding[:length]
     mask = None if tower.attn_mask is None else tower.attn_mask[:length, :length].to(values.dtype)
     values = tower.ln_final(tower.transformer(values, attn_mask=mask))
