@@ -24,6 +24,9 @@ _REPR = reprlib.Repr()
 _REPR.maxlevel = 2
 _REPR.maxstring = _REPR.maxother = _REPR.maxlong = 200
 
+NO_ADAPTER = "cache/adapters/none"
+"""Folder in git without an adapter: what `clip.adapter` names where the teacher is to stay as it is."""
+
 MAX_ROUNDS = 4
 """Updates of CCD's labels that the pipeline has stages for."""
 
@@ -88,7 +91,7 @@ class DatasetParams(Section):
 
     @model_validator(mode="after")
     def _name_is_not_taken(self) -> Self:
-        if self.name in ("raw", "teachers"):
+        if self.name in ("raw", "teachers", "adapters"):
             raise ValueError(f"name {self.name!r} is a folder of the pipeline's own; choose another")
         return self
 
@@ -146,6 +149,11 @@ class ClipParams(Section):
     quick_gelu: bool = Field(False, description="weights were trained with QuickGELU (source file; OpenAI's were)")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="number format of the image encoder; auto: bf16 where the hardware has it, else fp32"
+    )
+    adapter: str = Field(
+        NO_ADAPTER,
+        min_length=1,
+        description=f"folder of a LoRA adapter, as train@ttd leaves it; {NO_ADAPTER}: none",
     )
 
     @model_validator(mode="after")
@@ -487,6 +495,108 @@ class MktParams(Section):
         return self
 
 
+class CaptionParams(Section):
+    """Captioned images, and which words of a caption are candidates (stage `tags`)."""
+
+    reader: Literal["table", "coco", "webdataset"] = Field(
+        "table",
+        description="table: a .csv or .parquet with columns path and caption, and optionally tags and mask; coco: "
+        "annotations/captions_{split}.json; webdataset: .tar shards",
+    )
+    root: str = Field("data/raw/scenes-tagged", min_length=1, description="folder that holds the captions")
+    images: str = Field("", description="image root, where it is not `root`")
+    train: str = Field("train.parquet", min_length=1, description="table, split of coco, or pattern of shards")
+    val: str = Field("val.parquet", min_length=1, description="the same, of the captions that are evaluated")
+    drop_function_words: bool = Field(
+        True, description="words of the list in datasets/captions/function_words.txt are no candidates"
+    )
+    on_problem: Literal["stop", "leave_out"] = Field(
+        "stop", description="a missing, broken or unlawful image or caption stops the stage, or leaves the pair out"
+    )
+    max_pixels: Annotated[int, Field(ge=1)] = Field(
+        89_478_485, description="pixels above which an image is refused before it is decoded"
+    )
+
+
+class TaggedScenesParams(Section):
+    """The scenes with captions that name several objects (stage `generate_tagged`); seed and size are of `scenes`."""
+
+    train_images: Annotated[int, Field(ge=1)] = Field(3000, description="scenes in the training split")
+    val_images: Annotated[int, Field(ge=1)] = Field(500, description="scenes in the evaluation split")
+
+
+class LoraParams(Section):
+    """Low-rank changes of the attention of both towers, and of a convolutional image tower's last stage."""
+
+    rank: Annotated[int, Field(ge=1, le=512)] = Field(16, description="r")
+    alpha: Annotated[float, Field(gt=0)] = Field(16.0, description="the change is alpha / r times the product")
+
+
+class TtdRecipeParams(Section):
+    """How the adapter is trained."""
+
+    seed: Seed = Field(0, description="seed of the adapter's weights and of the order")
+    epochs: Annotated[int, Field(ge=1)] = Field(4, description="passes over the pairs that are kept")
+    batch_size: Annotated[int, Field(ge=1)] = Field(32, description="pairs an update, over all processes")
+    learning_rate: Annotated[float, Field(gt=0)] = Field(1e-4, description="peak rate of AdamW")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="decay of the adapter's matrices")
+    schedule: Literal["constant", "cosine", "one_cycle"] = Field("cosine", description="course of the rate")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where the processor has it")
+    flip: Fraction = Field(0.5, description="probability of a horizontal flip")
+
+
+class SegmentParams(Section):
+    """Segmentation by the names of classes (stage `segment`)."""
+
+    reader: Literal["voc", "coco", "cityscapes", "ade", "folder"] = Field(
+        "voc", description="layout of the images and their masks"
+    )
+    root: str = Field("data/raw/scenes-tagged", min_length=1, description="folder that holds them")
+    train: str = Field("train", min_length=1, description="the layout's name of the split that chooses the background")
+    val: str = Field("val", min_length=1, description="the layout's name of the split that is evaluated")
+    train_images: Annotated[int, Field(ge=1)] = Field(200, description="images of `train` that choose it, at most")
+    background: Fraction | Literal["auto"] = Field(
+        "auto", description="score of the background, a constant channel; auto: the best of a grid on `train`"
+    )
+    image_size: Annotated[int, Field(ge=32, le=4096)] = Field(
+        192, description="shorter side at scale 1, pixels"
+    )
+    window: Annotated[int, Field(ge=32, le=2048)] | Literal["clip"] = Field(
+        128, description="side of the windows that the encoder sees, pixels; clip: the teacher's"
+    )
+    stride: Annotated[int, Field(ge=1)] = Field(64, description="pixels from a window to the next")
+    scales: Annotated[list[Annotated[float, Field(gt=0, le=8)]], Field(min_length=1)] = Field(
+        [1.0, 0.75, 1.5], description="sizes over `image_size`, averaged"
+    )
+    flip: bool = Field(True, description="average with the mirrored image")
+    pamr: Annotated[int, Field(ge=0)] = Field(10, description="passes of the refinement by pixels; 0: none")
+
+
+class TtdParams(Section):
+    """TTD: CLIP learns to see every word of a caption, by an adapter that every stage can take (`clip.adapter`)."""
+
+    captions: CaptionParams = Field(CaptionParams(), description="captioned images")
+    image_size: Annotated[int, Field(ge=32, le=2048)] | Literal["clip"] = Field(
+        128, description="side of the images, pixels; clip: the teacher's, which all towers with places need"
+    )
+    score: Literal["softmax_max", "cosine_minmax", "image", "text"] = Field(
+        "softmax_max", description="what chooses the words that an image shows"
+    )
+    scale: Annotated[float, Field(gt=0)] | Literal["model"] = Field(
+        "model", description="multiplier of the cosines in a softmax over words; model: the teacher's own"
+    )
+    threshold: Fraction = Field(0.5, description="score from which a word is chosen")
+    keep: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.5, description="share of the pairs that training keeps, those whose image and caption are most alike"
+    )
+    loss: Literal["bce", "l1"] = Field("bce", description="loss of a cell")
+    slope: Annotated[float, Field(gt=0)] = Field(10.0, description="a map is sigmoid(slope x cosine + shift)")
+    shift: float = Field(-2.5, description="see slope")
+    lora: LoraParams = Field(LoraParams(), description="the adapter")
+    recipe: TtdRecipeParams = Field(TtdRecipeParams(), description="its training")
+    segment: SegmentParams = Field(SegmentParams(), description="segmentation")
+
+
 class EvaluateParams(Section):
     """Metrics (stage `evaluate`)."""
 
@@ -517,6 +627,8 @@ class Params(Section):
     train: TrainParams = Field(TrainParams(), description="students")
     ccd: CcdParams = Field(CcdParams(), description="CCD")
     mkt: MktParams = Field(MktParams(), description="MKT")
+    tagged_scenes: TaggedScenesParams = Field(TaggedScenesParams(), description="generated captioned images")
+    ttd: TtdParams = Field(TtdParams(), description="TTD")
     evaluate: EvaluateParams = Field(EvaluateParams(), description="metrics")
     model_card: ModelCardParams = Field(ModelCardParams(), description="model cards")
 
