@@ -5,21 +5,18 @@ Row i of every array of a split is row i of its image table. The table is sorted
 
 from __future__ import annotations
 
-import hashlib
-import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 import yaml
 from PIL import Image
 
 from clipdistill import store, yaml_text
-from clipdistill.datasets import images
+from clipdistill.datasets import images, parquet_file
 from clipdistill.errors import ArtifactError
 
 Labels = npt.NDArray[np.int8]
@@ -27,15 +24,19 @@ Split = Literal["train", "val"]
 
 SPLITS: tuple[Split, ...] = ("train", "val")
 
-_SCHEMA = pa.schema(
-    [
-        pa.field("id", pa.string(), nullable=False),
-        pa.field("path", pa.string(), nullable=False),
-        pa.field("width", pa.int32(), nullable=False),
-        pa.field("height", pa.int32(), nullable=False),
-        pa.field("bytes", pa.int64(), nullable=False),
-        pa.field("hash", pa.string(), nullable=False),
-    ]
+_KIND = parquet_file.Kind(
+    "an image table",
+    "run `dvc repro format`",
+    pa.schema(
+        [
+            pa.field("id", pa.string(), nullable=False),
+            pa.field("path", pa.string(), nullable=False),
+            pa.field("width", pa.int32(), nullable=False),
+            pa.field("height", pa.int32(), nullable=False),
+            pa.field("bytes", pa.int64(), nullable=False),
+            pa.field("hash", pa.string(), nullable=False),
+        ]
+    ),
 )
 
 
@@ -97,15 +98,7 @@ class ImageTable:
     def write(self, path: Path) -> None:
         """Write the table as Parquet, and beside it where the images lie: moving them changes no byte of the table."""
         columns = [self.ids, self.paths, self.widths, self.heights, self.sizes, self.hashes]
-        arrays = [pa.array(column, type=kind.type) for column, kind in zip(columns, _SCHEMA, strict=True)]
-        buffer = io.BytesIO()
-        pq.write_table(pa.Table.from_arrays(arrays, schema=_SCHEMA), buffer)
-        content = buffer.getvalue()
-        store.write_atomically(path, content)
-        # Parquet has no checksum of its own that readers look at.
-        sha256 = hashlib.sha256(content).hexdigest()
-        place = {"image_root": self.root.as_posix(), "max_pixels": self.max_pixels, "sha256": sha256}
-        store.write_atomically(path.with_suffix(".yaml"), yaml.safe_dump(place).encode())
+        parquet_file.write(path, _KIND.schema, columns, self.root, self.max_pixels)
 
     @classmethod
     def load(cls, path: Path) -> ImageTable:
@@ -114,39 +107,18 @@ class ImageTable:
         Raises:
             ArtifactError: missing or not a table of this project.
         """
-        try:
-            content = path.read_bytes()
-            table = pq.read_table(io.BytesIO(content))
-            texts = {name: table.column(name).to_pylist() for name in ("id", "path", "hash")}
-            place = yaml_text.read(path.with_suffix(".yaml"))
-        except FileNotFoundError as error:
-            raise ArtifactError(f"{error.filename or path} is missing: run `dvc repro format`, or `dvc pull`") from None
-        # Arrow's errors of damaged files are not all its own.
-        except (pa.ArrowException, OSError, KeyError, ValueError, MemoryError, yaml.YAMLError) as error:
-            raise ArtifactError(f"{path} cannot be read ({error}): run `dvc repro format`") from None
-        if table.schema.remove_metadata() != _SCHEMA or not _is_place(place):
-            raise ArtifactError(f"{path} is not an image table of this version: run `dvc repro format`")
-        if hashlib.sha256(content).hexdigest() != place["sha256"]:
-            raise ArtifactError(
-                f"{path} was altered: its checksum is not that of {path.with_suffix('.yaml').name}: "
-                "`dvc checkout` brings it back, or `dvc repro format`"
-            )
+        content = parquet_file.load(path, _KIND)
+        columns = content.columns
         return cls(
-            root=Path(place["image_root"]),
-            ids=texts["id"],
-            paths=texts["path"],
-            widths=table.column("width").to_numpy(),
-            heights=table.column("height").to_numpy(),
-            sizes=table.column("bytes").to_numpy(),
-            hashes=texts["hash"],
-            max_pixels=place["max_pixels"],
+            root=content.root,
+            ids=columns["id"],
+            paths=columns["path"],
+            widths=columns["width"],
+            heights=columns["height"],
+            sizes=columns["bytes"],
+            hashes=columns["hash"],
+            max_pixels=content.max_pixels,
         )
-
-
-def _is_place(content: Any) -> bool:  # noqa: ANN401 - whatever the file beside a table holds
-    known = isinstance(content, dict) and set(content) == {"image_root", "max_pixels", "sha256"}
-    texts = known and all(isinstance(content[key], str) for key in ("image_root", "sha256"))
-    return texts and type(content["max_pixels"]) is int
 
 
 def write_classes(path: Path, classes: list[ClassName]) -> None:
