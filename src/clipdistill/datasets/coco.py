@@ -19,6 +19,8 @@ from clipdistill.datasets.table import SPLITS, Split
 from clipdistill.errors import DataError
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from clipdistill.params import DatasetParams
 
 _KEPT = frozenset({"images", "annotations", "categories", "id", "file_name", "image_id", "category_id", "name"})
@@ -41,8 +43,8 @@ def read(params: DatasetParams) -> RawDataset:
     """
     image_root = Path(params.images or params.root)
     contents = {
-        "train": _Instances(Path(params.root), image_root, params.train),
-        "val": _Instances(Path(params.root), image_root, params.val),
+        "train": Instances(Path(params.root), image_root, params.train),
+        "val": Instances(Path(params.root), image_root, params.val),
     }
     if contents["train"].categories != contents["val"].categories:
         raise DataError(
@@ -60,7 +62,7 @@ def read(params: DatasetParams) -> RawDataset:
     return assemble(image_root, classes, splits, problems, notes)
 
 
-class _Instances:
+class Instances:
     """One annotation file.
 
     Attributes:
@@ -80,15 +82,18 @@ class _Instances:
         self.path = root / "annotations" / f"instances_{name}.json"
         self.name = name
         self.images = image_root / name
-        content = _load(self.path, self.images)
+        if not self.images.is_dir():
+            raise DataError(f"{self.images} is missing: {_cure(self.path, self.images)}")
+        # The polygons are most of the file; dropping them while it is read keeps the rest small.
+        content = read_json(self.path, _cure(self.path, self.images), _KEPT)
         try:
-            categories = [(_number(item["id"]), _text(item["name"])) for item in content["categories"]]
+            categories = [(number(item["id"]), text(item["name"])) for item in content["categories"]]
             self.categories = dict(sorted(categories))
             if not categories or len(set(self.categories.values())) != len(categories):
                 raise ValueError("no categories, or an id or a name twice")
-            self.ids = [_number(image["id"]) for image in content["images"]]
-            self.files = [_text(image["file_name"]) for image in content["images"]]
-            pairs = [(_number(item["image_id"]), _number(item["category_id"])) for item in content["annotations"]]
+            self.ids = [number(image["id"]) for image in content["images"]]
+            self.files = [text(image["file_name"]) for image in content["images"]]
+            pairs = [(number(item["image_id"]), number(item["category_id"])) for item in content["annotations"]]
             self._join(np.array(pairs, dtype=np.int64).reshape(-1, 2))
         except KeyError as error:
             raise DataError(f"{self.path}: an entry has no {error}; is it COCO's instances file?") from None
@@ -118,17 +123,29 @@ def _positions(
     return places, ordered[places] == wanted
 
 
-def _load(path: Path, images: Path) -> dict[str, Any]:
-    cure = (
+def _cure(path: Path, images: Path) -> str:
+    return (
         f"get the instance annotations and the images of {images.name!r} from the COCO site and unpack them "
         f"so that {path} and the folder {images} exist; dataset.train and dataset.val name the splits, for "
         "example train2014 and val2014"
     )
-    if not images.is_dir():
-        raise DataError(f"{images} is missing: {cure}")
+
+
+def read_json(path: Path, cure: str, kept: Collection[str]) -> dict[str, Any]:
+    """Read one of COCO's annotation files.
+
+    Args:
+        path: file.
+        cure: what to do where it is missing.
+        kept: keys, at any depth; all others are dropped while the file is read.
+
+    Raises:
+        DataError: missing, too large, not JSON, or not an object.
+    """
     try:
-        # The polygons are most of the file; dropping them while it is read keeps the rest small.
-        content = json.loads(read_text(path, cure), object_hook=_slim)
+        content = json.loads(
+            read_text(path, cure), object_hook=lambda entry: {key: entry[key] for key in entry if key in kept}
+        )
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not valid JSON ({error}); get it again") from None
     if not isinstance(content, dict):
@@ -136,24 +153,21 @@ def _load(path: Path, images: Path) -> dict[str, Any]:
     return content
 
 
-def _number(value: object) -> int:
+def number(value: object) -> int:
     """An id; JSON's true is none, though Python takes it for 1."""
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{value!r} stands where an integer id should be")
     return value
 
 
-def _text(value: object) -> str:
+def text(value: object) -> str:
+    """A name, and nothing but text."""
     if not isinstance(value, str):
         raise TypeError(f"{value!r} stands where a name should be")
     return value
 
 
-def _slim(entry: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in entry.items() if key in _KEPT}
-
-
-def _read_split(content: _Instances, split: Split, keep_empty: bool, problems: list[Problem]) -> RawSplit:
+def _read_split(content: Instances, split: Split, keep_empty: bool, problems: list[Problem]) -> RawSplit:
     kept = []
     objects = content.present.sum(axis=1)
     for row in range(len(content.ids)):

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from clipdistill.datasets import images, open_vocabulary, table
-from clipdistill.datasets.raw import Problem, RawDataset, RawSplit
+from clipdistill.datasets.raw import Problem, RawDataset, RawSplit, judge
 from clipdistill.datasets.readers import read_raw
 from clipdistill.datasets.table import SPLITS, ImageTable, Split
-from clipdistill.errors import DataError, ParamsError
+from clipdistill.errors import ParamsError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from clipdistill.params import DatasetParams
 
 _LOGGED = 100
-_SHOWN = 10
 
 _log = logging.getLogger(__name__)
 
@@ -59,7 +58,13 @@ def format_dataset(params: DatasetParams, out: Path, workers: int) -> dict[str, 
             problems.append(Problem("empty_split", split, str(raw.image_root), "no image is left"))
     for problem in problems[:_LOGGED]:
         _log.warning("%s", problem)
-    _judge(params, problems)
+    judge(
+        problems,
+        params.on_problem == "leave_out",
+        f"data set {params.name}, {params.root}",
+        "Mend the files, or set dataset.on_problem: leave_out to go on without these images.",
+        "A split without images cannot be used: see dataset.root, dataset.train and dataset.val.",
+    )
     open_labels = {
         split: open_vocabulary.labels_of(part, raw.classes, raw.open_classes) for split, part in parts.items()
     }
@@ -131,23 +136,6 @@ def _open(path: Path, max_pixels: int) -> _Checked | str:
     except images.UnreadableImageError as error:
         return str(error)
     return _Checked(image.width, image.height, len(data), images.content_hash(data))
-
-
-def _judge(params: DatasetParams, problems: Sequence[Problem]) -> None:
-    """Stop where the parameters say so, and always where a split has no images."""
-    kinds = Counter(problem.kind for problem in problems)
-    if not problems or (params.on_problem == "leave_out" and not kinds["empty_split"]):
-        return
-    lines = [f"{params.root}: {len(problems)} problem(s) in data set {params.name}"]
-    lines += [f"  {count} {kind}" for kind, count in sorted(kinds.items())]
-    lines += [f"  {problem}" for problem in sorted(problems, key=lambda item: item.kind != "empty_split")[:_SHOWN]]
-    if len(problems) > _SHOWN:
-        lines.append(f"  and {len(problems) - _SHOWN} more")
-    if kinds["empty_split"]:
-        lines.append("A split without images cannot be used: see dataset.root, dataset.train and dataset.val.")
-    else:
-        lines.append("Mend the files, or set dataset.on_problem: leave_out to go on without these images.")
-    raise DataError("\n".join(lines))
 
 
 def _metrics(

@@ -37,13 +37,14 @@ def content_hash(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
-def decode(data: bytes, name: str, max_pixels: int) -> Image.Image:
+def decode(data: bytes, name: str, max_pixels: int, limit: str = "dataset.max_pixels") -> Image.Image:
     """Decode an image file.
 
     Args:
         data: the file's bytes.
         name: what to call it in an error.
         max_pixels: width x height above which it is refused undecoded.
+        limit: parameter that says so.
 
     Returns:
         RGB image, upright.
@@ -55,8 +56,8 @@ def decode(data: bytes, name: str, max_pixels: int) -> Image.Image:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
         if image.width * image.height > max_pixels:
             raise UnreadableImageError(
-                f"{name}: {image.width} x {image.height} pixels are more than dataset.max_pixels = {max_pixels}; scale "
-                "it down, or set that higher for the pipeline"
+                f"{name}: {image.width} x {image.height} pixels are more than {limit} = {max_pixels}; scale it down, "
+                "or set that higher for the pipeline"
             )
         image.load()
         # In place, and below no conversion where there is nothing to convert: each would copy all pixels.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -28,6 +29,11 @@ ProblemKind = Literal[
     "duplicate_id",
     "outside_root",
     "bad_name",
+    "empty_caption",
+    "no_candidates",
+    "missing_mask",
+    "broken_mask",
+    "broken_shard",
     "empty_split",
 ]
 
@@ -36,6 +42,9 @@ Refusal = tuple[ProblemKind, str]
 
 # COCO's largest has 0.4 GiB; whole in memory, a file takes several times its size.
 _MAX_BYTES = 2 * 2**30
+
+# Problems that an error lists.
+_SHOWN = 10
 
 # DVC can put its cache in place of files as links (`cache.type symlink`); their targets are named by content.
 _DVC_OBJECT = re.compile(r"/files/md5/[0-9a-f]{2}/[0-9a-f]{30}$")
@@ -137,7 +146,7 @@ class Fence:
         Returns:
             None where it is a file below the folder, else the kind of problem and its text.
         """
-        if refusal := self._check_name(name):
+        if refusal := self.check_name(name):
             return refusal
         path = self.folder / name
         try:
@@ -149,7 +158,8 @@ class Fence:
             return "outside_root", f"a symbolic link leads out of {self.folder}; {cure}"
         return None if Path(real).is_file() else (self._missing, f"{path} is not a file")
 
-    def _check_name(self, name: str) -> Refusal | None:
+    def check_name(self, name: str) -> Refusal | None:
+        """Tell whether a name is one of a file below the folder, whatever is there."""
         try:
             name.encode()
         except UnicodeEncodeError:
@@ -223,6 +233,31 @@ def assemble(
     ]
     parts: dict[Split, RawSplit] = {"train": train.take(rows) if leaks else train, "val": splits["val"]}
     return RawDataset(image_root, classes, parts, [*problems, *leaks], dict(notes or {}), list(open_classes))
+
+
+def judge(problems: Sequence[Problem], leave_out: bool, what: str, cure: str, empty_cure: str) -> None:
+    """Stop where problems are to stop, and always where a split has nothing left.
+
+    Args:
+        problems: all that were met.
+        leave_out: whether to go on without what they are about.
+        what: what they were met in, behind their number.
+        cure: what to do about them.
+        empty_cure: what to do where a split has nothing left.
+
+    Raises:
+        DataError: it has to stop; counts of each kind, the first problems, and the cure.
+    """
+    kinds = Counter(problem.kind for problem in problems)
+    if not problems or (leave_out and not kinds["empty_split"]):
+        return
+    lines = [f"{len(problems)} problem(s) in {what}"]
+    lines += [f"  {count} {kind}" for kind, count in sorted(kinds.items())]
+    lines += [f"  {problem}" for problem in sorted(problems, key=lambda item: item.kind != "empty_split")[:_SHOWN]]
+    if len(problems) > _SHOWN:
+        lines.append(f"  and {len(problems) - _SHOWN} more")
+    lines.append(empty_cure if kinds["empty_split"] else cure)
+    raise DataError("\n".join(lines))
 
 
 def read_text(path: Path, cure: str) -> str:
