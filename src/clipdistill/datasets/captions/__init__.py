@@ -1,0 +1,1 @@
+"""Captioned images: what of a caption are candidate words, and where its image lies."""

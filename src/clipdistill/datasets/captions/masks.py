@@ -1,0 +1,51 @@
+"""Masks: images whose pixels that are not zero belong to what is meant."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+from clipdistill.datasets.images import UnreadableImageError
+
+# JPEG and WebP may leave something else where there was zero.
+FORMATS = ("PNG", "BMP", "GIF", "TIFF")
+
+
+def decode(data: bytes, name: str, size: tuple[int, int]) -> npt.NDArray[np.bool_]:
+    """Decode a mask.
+
+    Of a palette the numbers count and not their colours, of colours each channel, of transparency nothing.
+
+    Args:
+        data: the file's bytes.
+        name: what to call it in an error.
+        size: width and height of the upright image that it belongs to.
+
+    Returns:
+        Bool [H, W], true where the mask is not zero.
+
+    Raises:
+        UnreadableImageError: not an image of a known format without loss, truncated, or of another size.
+    """
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        if image.size != size:
+            raise UnreadableImageError(
+                f"{name}: has {image.width} x {image.height} pixels, the upright image {size[0]} x {size[1]}; a mask "
+                "needs those of its image"
+            )
+        image.load()
+        values = np.asarray(image)
+    except UnreadableImageError:
+        raise
+    except UnidentifiedImageError:
+        kind = "is empty" if not data else "is not an image of a format that keeps zeros"
+        raise UnreadableImageError(f"{name}: {kind} ({', '.join(FORMATS)})") from None
+    except Exception as error:
+        raise UnreadableImageError(f"{name}: cannot be decoded ({error})") from None
+    if image.mode in ("LA", "PA", "La", "RGBA", "RGBa"):
+        values = values[..., :-1]
+    return np.asarray(values.any(axis=2) if values.ndim == 3 else values != 0, np.bool_)
