@@ -1,0 +1,1 @@
+"""Images with segmentation masks, in the layouts in which such data sets lie."""
