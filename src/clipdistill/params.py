@@ -27,6 +27,9 @@ _REPR.maxstring = _REPR.maxother = _REPR.maxlong = 200
 NO_ADAPTER = "cache/adapters/none"
 """Folder in git without an adapter: what `clip.adapter` names where the teacher is to stay as it is."""
 
+TAGGED_SCENES = "data/raw/scenes-tagged"
+"""Folder of the generated captioned images, from which no teacher but that of the scenes has anything to learn."""
+
 MAX_ROUNDS = 4
 """Updates of CCD's labels that the pipeline has stages for."""
 
@@ -503,7 +506,7 @@ class CaptionParams(Section):
         description="table: a .csv or .parquet with columns path and caption, and optionally tags and mask; coco: "
         "annotations/captions_{split}.json; webdataset: .tar shards",
     )
-    root: str = Field("data/raw/scenes-tagged", min_length=1, description="folder that holds the captions")
+    root: str = Field(TAGGED_SCENES, min_length=1, description="folder that holds the captions")
     images: str = Field("", description="image root, where it is not `root`")
     train: str = Field("train.parquet", min_length=1, description="table, split of coco, or pattern of shards")
     val: str = Field("val.parquet", min_length=1, description="the same, of the captions that are evaluated")
@@ -538,7 +541,7 @@ class TtdRecipeParams(Section):
     seed: Seed = Field(0, description="seed of the adapter's weights and of the order")
     epochs: Annotated[int, Field(ge=1)] = Field(4, description="passes over the pairs that are kept")
     batch_size: Annotated[int, Field(ge=1)] = Field(32, description="pairs an update, over all processes")
-    learning_rate: Annotated[float, Field(gt=0)] = Field(1e-4, description="peak rate of AdamW")
+    learning_rate: Annotated[float, Field(gt=0)] = Field(3e-4, description="peak rate of AdamW")
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="decay of the adapter's matrices")
     schedule: Literal["constant", "cosine", "one_cycle"] = Field("cosine", description="course of the rate")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where the processor has it")
@@ -551,16 +554,14 @@ class SegmentParams(Section):
     reader: Literal["voc", "coco", "cityscapes", "ade", "folder"] = Field(
         "voc", description="layout of the images and their masks"
     )
-    root: str = Field("data/raw/scenes-tagged", min_length=1, description="folder that holds them")
+    root: str = Field(TAGGED_SCENES, min_length=1, description="folder that holds them")
     train: str = Field("train", min_length=1, description="the layout's name of the split that chooses the background")
     val: str = Field("val", min_length=1, description="the layout's name of the split that is evaluated")
     train_images: Annotated[int, Field(ge=1)] = Field(200, description="images of `train` that choose it, at most")
     background: Fraction | Literal["auto"] = Field(
         "auto", description="score of the background, a constant channel; auto: the best of a grid on `train`"
     )
-    image_size: Annotated[int, Field(ge=32, le=4096)] = Field(
-        192, description="shorter side at scale 1, pixels"
-    )
+    image_size: Annotated[int, Field(ge=32, le=4096)] = Field(192, description="shorter side at scale 1, pixels")
     window: Annotated[int, Field(ge=32, le=2048)] | Literal["clip"] = Field(
         128, description="side of the windows that the encoder sees, pixels; clip: the teacher's"
     )

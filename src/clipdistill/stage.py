@@ -231,6 +231,25 @@ class Paths:
         """Folder of MKT's student after its prompts were tuned; `student("mkt")` is the one before."""
         return self.cache / "students" / "mkt_prompted"
 
+    def captions(self, split: str) -> Path:
+        """Table of captioned images of a split."""
+        return self.cache / "ttd" / "captions" / f"{split}.parquet"
+
+    @property
+    def ttd_adapter(self) -> Path:
+        """Folder of the adapter that TTD has trained."""
+        return self.cache / "ttd" / "adapter"
+
+    @property
+    def ttd_tags(self) -> Path:
+        """Figures of tags and of captions' maps."""
+        return self.cache / "ttd" / "tags.json"
+
+    @property
+    def ttd_segmentation(self) -> Path:
+        """Figures of segmentation."""
+        return self.cache / "ttd" / "segmentation.json"
+
     @property
     def cam_views(self) -> Path:
         """Boxes that the student points at in the training images, before the first update."""

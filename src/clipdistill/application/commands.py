@@ -17,7 +17,9 @@ from clipdistill import params
 from clipdistill.application.formats import WRITERS, Format, columns
 from clipdistill.application.options import (
     DEVICES,
+    Adapter,
     BatchSize,
+    ClipModel,
     Device,
     Form,
     Labels,
@@ -25,10 +27,12 @@ from clipdistill.application.options import (
     Output,
     Paths,
     Photo,
+    Pretrained,
     Quiet,
     Threshold,
     TopK,
     Verbose,
+    Weights,
 )
 from clipdistill.distributed import Compute
 from clipdistill.errors import ParamsError, printable
@@ -45,6 +49,7 @@ def register(app: typer.Typer) -> None:
     for name, command in (
         ("predict", predict),
         ("heatmap", heatmap),
+        ("tags", tags),
         ("teacher", teacher),
         ("calibrate", calibrate),
         ("export", export),
@@ -99,8 +104,11 @@ def predict(
 
 
 def heatmap(
-    model: Model,
-    image: Photo,
+    model: Annotated[
+        Path,
+        typer.Argument(help="Model folder; with --tags there is none.", show_default=False, metavar="[MODEL]"),
+    ],
+    image: Annotated[Path | None, typer.Argument(help="Image file.", show_default=False, metavar="IMAGE")] = None,
     name: Annotated[
         str | None,
         typer.Option(
@@ -110,6 +118,11 @@ def heatmap(
             metavar="NAME",
         ),
     ] = None,
+    tags: Annotated[
+        str | None,
+        typer.Option(help="Words that CLIP itself looks for, between commas.", show_default=False, metavar="A,B,C"),
+    ] = None,
+    adapter: Adapter = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -122,26 +135,94 @@ def heatmap(
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
-    """Draw where the student sees a class.
+    """Draw where the student sees a class; or, with --tags, where CLIP sees some words.
 
-    The picture is the image in gray under the class activation map; bright is where the score comes from.
+    The picture is the image in gray under the map; bright is where the score comes from. CLIP is that of params.yaml.
 
     For example:
 
       clipdistill heatmap cache/scenes/models/cdul photo.jpg --class boat --out boat.png
+
+      clipdistill heatmap photo.jpg --tags flame,smoke --adapter cache/scenes/ttd/adapter
     """
+    photo = _photo_of_heatmap(model, image, name, tags, adapter)
     compute = _compute(device, None, quiet, verbose)
-    file, png = _output("--out", out or Path(f"{image.stem}-heatmap.png"), "png"), io.BytesIO()
-    from clipdistill import store  # noqa: PLC0415
+    file = _output("--out", out or Path(f"{photo.stem}-heatmap.png"), "png")
+    if tags is not None:
+        from clipdistill.application.words_of_image import WordSight  # noqa: PLC0415
+
+        names = _names("--tags", tags)
+        best, picture = WordSight(_settings(adapter), compute).locate(photo, names)
+        _save_png(file, picture)
+        _print(columns(["tag", "cosine"], [[word, f"{score:.3f}"] for word, score in zip(names, best, strict=True)]))
+        typer.echo(printable(str(file)))
+        return
     from clipdistill.application import heatmap as drawing  # noqa: PLC0415
     from clipdistill.application.student import load_any  # noqa: PLC0415
 
     # A student of open vocabulary is asked for those very words.
     student = load_any(model, None if name is None else [name], compute.device)
-    drawn = drawing.heatmap(student, image, name)
-    drawn.picture.save(png, format="PNG")
-    store.write_atomically(file, png.getvalue())
+    drawn = drawing.heatmap(student, photo, name)
+    _save_png(file, drawn.picture)
     typer.echo(f"{drawn.name} {drawn.score:.2f}: {printable(str(file))}")
+
+
+def _photo_of_heatmap(
+    model: Path, image: Path | None, name: str | None, tags: str | None, adapter: Path | None
+) -> Path:
+    """The image among the arguments of `heatmap`, which with --tags has no model."""
+    if tags is None:
+        if adapter is not None:
+            raise ParamsError("--adapter is CLIP's, and goes with --tags; a student has none")
+        if image is None:
+            raise ParamsError(f"IMAGE is missing: name a model folder and an image, or --tags and {model} alone")
+        return image
+    if image is not None:
+        raise ParamsError(f"--tags asks CLIP itself, and takes an image alone; leave out {model}")
+    if name is not None:
+        raise ParamsError("--class is of a student and --tags of CLIP; give one of them")
+    return model
+
+
+def tags(
+    image: Photo,
+    caption: Annotated[str, typer.Option(help="Text whose words are looked for.", show_default=False, metavar="TEXT")],
+    adapter: Adapter = None,
+    model: ClipModel = None,
+    pretrained: Pretrained = None,
+    weights: Weights = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="PNG file to write. [default: IMAGE's name with -tags.png, here]", show_default=False, metavar="FILE"
+        ),
+    ] = None,
+    device: Device = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Say which words of a caption an image shows, as CLIP sees it, and draw where.
+
+    A word scores by the whole image, by the caption, and by the pixel that is most like it; the last chooses. CLIP,
+    its adapter and the threshold are those of params.yaml, or the defaults where there is none.
+
+    For example:
+
+      clipdistill tags photo.jpg --caption "a boat near a house" --adapter cache/scenes/ttd/adapter
+    """
+    compute = _compute(device, None, quiet, verbose)
+    file = _output("--out", out or Path(f"{image.stem}-tags.png"), "png")
+    from clipdistill.application.words_of_image import WordSight  # noqa: PLC0415
+
+    settings = _settings(adapter, model, pretrained, weights)
+    scores, picture = WordSight(settings, compute).choose(image, caption)
+    _save_png(file, picture)
+    rows = [
+        [item.word, *(f"{value:.3f}" for value in (item.image, item.text, item.pixel)), "yes" if item.chosen else ""]
+        for item in scores
+    ]
+    _print(columns(["word", "image", "text", "pixel", "chosen"], rows))
+    typer.echo(printable(str(file)))
 
 
 def teacher(
@@ -149,17 +230,10 @@ def teacher(
     classes: Annotated[
         str, typer.Option(help="Names as a prompt says them, between commas.", show_default=False, metavar="A,B,C")
     ],
-    model: Annotated[
-        str | None,
-        typer.Option(help="open_clip's architecture. [default: clip.model]", show_default=False, metavar="NAME"),
-    ] = None,
-    pretrained: Annotated[
-        str | None,
-        typer.Option(help="open_clip's tag of weights. [default: clip.pretrained]", show_default=False, metavar="TAG"),
-    ] = None,
-    weights: Annotated[
-        Path | None, typer.Option(help="File of weights. [default: clip.weights]", show_default=False, metavar="FILE")
-    ] = None,
+    adapter: Adapter = None,
+    model: ClipModel = None,
+    pretrained: Pretrained = None,
+    weights: Weights = None,
     device: Device = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -178,18 +252,43 @@ def teacher(
       clipdistill teacher photo.jpg --classes "dog,cat" --model ViT-B-32 --pretrained openai
     """
     compute = _compute(device, None, quiet, verbose)
-    from clipdistill.application.ask_teacher import ask_teacher, chosen_clip  # noqa: PLC0415
+    from clipdistill.application.ask_teacher import ask_teacher  # noqa: PLC0415
 
-    settings = params.load() if params.PARAMS_FILE.exists() else params.Params()
-    names = [name.strip() for name in classes.split(",") if name.strip()]
-    if not names:
-        raise ParamsError("--classes: name at least one class")
-    if twice := [name for name, count in Counter(names).items() if count > 1]:
-        raise ParamsError(f"--classes: {', '.join(twice)} stands there more than once; classes compete, name each once")
-    clip = chosen_clip(settings.clip, model, pretrained, weights)
-    opinions = ask_teacher(image, names, settings.model_copy(update={"clip": clip}), compute)
+    names = _names("--classes", classes)
+    opinions = ask_teacher(image, names, _settings(adapter, model, pretrained, weights), compute)
     rows = [[o.name, *(f"{value:.3f}" for value in (o.whole, o.snippets, o.both))] for o in opinions]
     _print(columns(["class", "whole", "snippets", "both"], rows))
+
+
+def _names(option: str, text: str) -> list[str]:
+    """Different names between commas."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    if not names:
+        raise ParamsError(f"{option}: name at least one")
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise ParamsError(f"{option}: {', '.join(twice)} stands there more than once; name each once")
+    return names
+
+
+def _settings(
+    adapter: Path | None, model: str | None = None, pretrained: str | None = None, weights: Path | None = None
+) -> params.Params:
+    """The parameters of this folder, or the defaults, with the CLIP and the adapter that the options name."""
+    from clipdistill.application.ask_teacher import chosen_clip  # noqa: PLC0415
+
+    settings = params.load() if params.PARAMS_FILE.exists() else params.Params()
+    clip = chosen_clip(settings.clip, model, pretrained, weights)
+    if adapter is not None:
+        clip = clip.model_copy(update={"adapter": str(adapter)})
+    return settings.model_copy(update={"clip": clip})
+
+
+def _save_png(file: Path, picture: Any) -> None:  # noqa: ANN401 - Pillow is not loaded for --help
+    from clipdistill import store  # noqa: PLC0415
+
+    png = io.BytesIO()
+    picture.save(png, format="PNG")
+    store.write_atomically(file, png.getvalue())
 
 
 def calibrate(

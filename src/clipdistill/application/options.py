@@ -41,6 +41,25 @@ Device: TypeAlias = Annotated[
 BatchSize: TypeAlias = Annotated[
     int | None, typer.Option(min=1, help="Images a forward pass. [default: 64]", show_default=False, metavar="N")
 ]
+Adapter: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder of an adapter for CLIP, as train@ttd leaves it. [default: clip.adapter]",
+        show_default=False,
+        metavar="FOLDER",
+    ),
+]
+ClipModel: TypeAlias = Annotated[
+    str | None,
+    typer.Option("--model", help="open_clip's architecture. [default: clip.model]", show_default=False, metavar="NAME"),
+]
+Pretrained: TypeAlias = Annotated[
+    str | None,
+    typer.Option(help="open_clip's tag of weights. [default: clip.pretrained]", show_default=False, metavar="TAG"),
+]
+Weights: TypeAlias = Annotated[
+    Path | None, typer.Option(help="File of weights. [default: clip.weights]", show_default=False, metavar="FILE")
+]
 Photo: TypeAlias = Annotated[Path, typer.Argument(help="Image file.", show_default=False, metavar="IMAGE")]
 Quiet: TypeAlias = Annotated[bool, typer.Option("--quiet", "-q", help="No progress: errors alone on stderr.")]
 Verbose: TypeAlias = Annotated[bool, typer.Option("--verbose", "-v", help="Say what runs where, and how long.")]

@@ -12,7 +12,7 @@ import math
 import re
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -22,8 +22,9 @@ import torch
 import yaml
 
 from clipdistill import store, yaml_text
+from clipdistill.clip import adapter
 from clipdistill.errors import TeacherError
-from clipdistill.params import ClipParams
+from clipdistill.params import NO_ADAPTER, ClipParams
 
 TEACHERS = Path("cache/teachers")
 ARCHITECTURES = Path(__file__).parent / "architectures"
@@ -56,7 +57,7 @@ class Teacher:
         tokenizer: texts to token ids int64 [T, context].
         preprocessing: of its image encoder.
         logit_scale: the learnt multiplier of cosines (about 100 for published models); 1 / temperature.
-        identity: JSON values that name architecture and weights.
+        identity: JSON values that name architecture and weights, and an adapter that was added to them.
     """
 
     model: ClipModel
@@ -67,16 +68,26 @@ class Teacher:
 
 
 def load(params: ClipParams, teachers: Path = TEACHERS) -> Teacher:
-    """Load the teacher that the parameters name.
+    """Load the teacher that the parameters name, with their adapter added to its weights.
 
     Args:
         params: section `clip`.
         teachers: folder of the teachers that the pipeline trained itself.
 
     Raises:
-        TeacherError: unknown model or tag, no such file, a wrong checksum, or weights that are of another architecture
-            or activation, or not finite.
+        TeacherError: unknown model or tag, no such file, a wrong checksum, weights that are of another architecture
+            or activation, or not finite; or an adapter for other weights.
+        ArtifactError: the adapter is missing or altered.
     """
+    found = _without_adapter(params, teachers)
+    if params.adapter == NO_ADAPTER:
+        return found
+    sha256 = adapter.merge(found.model, Path(params.adapter), found.identity["weights"])
+    identity = {**found.identity, "weights": weights_digest(found.model), "adapter": sha256}
+    return replace(found, identity=identity)
+
+
+def _without_adapter(params: ClipParams, teachers: Path) -> Teacher:
     register_architectures()
     if params.model not in open_clip.list_models():
         raise TeacherError(f"clip.model: open_clip knows no {params.model!r}; `clipdistill models` lists what it knows")

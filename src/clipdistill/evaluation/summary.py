@@ -28,6 +28,15 @@ OPEN_ROWS = {
 }
 """Rows of metrics/mkt.json; the student's own figures are at its top."""
 
+TAG_ROWS = {
+    "image": "words chosen by the whole image",
+    "text": "words chosen by the caption",
+    "pixel": "words chosen by pixels",
+    "pixel_ttd": "words chosen by pixels, with TTD's adapter",
+}
+MAP_ROWS = {"frozen": "CLIP", "ttd": "CLIP with TTD's adapter"}
+"""Rows of metrics/ttd.json."""
+
 LABELS = {"global_mAP": "whole image", "aggregate_mAP": "snippets, aggregated", "final_mAP": "both, the first labels"}
 THRESHOLDS = ("own", "oracle")
 """Which thresholds of each class F1 is measured at: the student's, and those that are best on the ground truth."""
@@ -50,7 +59,7 @@ def figures(folder: Path) -> dict[str, dict[str, float]]:
 
     Returns:
         mAP on the evaluation split by method, label_mAP on the training split by kind of label, and zsl_mAP and
-        gzsl_mAP of the open vocabulary, percent; a figure that is not known is left out.
+        gzsl_mAP of the open vocabulary, tag_F1, caption_IoU and mIoU of TTD, percent; a figure that is not known is left out.
 
     Raises:
         ArtifactError: a file is no JSON.
@@ -62,7 +71,19 @@ def figures(folder: Path) -> dict[str, dict[str, float]]:
     for kind in ("zsl", "gzsl"):
         rows = {name or "mkt": _of_row(opened, name).get(kind, {}).get("mAP") for name in OPEN_ROWS}
         found |= {f"{kind}_mAP": known} if (known := _known(rows)) else {}
+    for key, values in _of_ttd(read_metrics(folder / "ttd.json")).items():
+        found |= {key: known} if (known := _known(values)) else {}
     return found
+
+
+def _of_ttd(figures: dict[str, Any]) -> dict[str, dict[str, float | None]]:
+    """One figure a row of each table of metrics/ttd.json; empty where TTD was left out."""
+    tags, maps, segmented = (figures.get(key, {}) for key in ("tags", "caption_IoU", "segmentation"))
+    return {
+        "tag_F1": {row: tags.get(row, {}).get("F1") for row in TAG_ROWS},
+        "caption_IoU": {row: maps.get(row, {}).get("IoU") for row in MAP_ROWS},
+        "mIoU": {row: segmented.get(row, {}).get("mIoU") for row in MAP_ROWS},
+    }
 
 
 def _of_row(opened: dict[str, Any], name: str) -> dict[str, Any]:
@@ -105,6 +126,7 @@ def render(folder: Path) -> str:
     updated = read_metrics(folder / "labels" / "ccd.json").get("train", {})
     lines += [_line(f"CCD, {key.removesuffix('_mAP')}", [updated[key]]) for key in updated if key.startswith("round")]
     lines += _open_vocabulary(read_metrics(folder / "mkt.json"))
+    lines += _words_and_maps(read_metrics(folder / "ttd.json"))
     return "\n".join(lines)
 
 
@@ -125,6 +147,25 @@ def _open_vocabulary(opened: dict[str, Any]) -> list[str]:
     heads = [f"{'open vocabulary, percent':<{_WIDTH}}" + "".join(f"{kind:>8}" for kind, _ in keys)]
     heads.append(" " * _WIDTH + "".join(f"{key:>8}" for _, key in keys))
     return ["", *heads, *(_line(text, [row.get(kind, {}).get(key) for kind, key in keys]) for text, row in rows)]
+
+
+def _words_and_maps(figures: dict[str, Any]) -> list[str]:
+    """TTD: words of captions, and maps of captions and of classes."""
+    found = _of_ttd(figures)
+    lines: list[str] = []
+    if _known(found["tag_F1"]):
+        keys = ("P", "R", "F1", "Acc")
+        lines += ["", f"{'words of captions, percent':<{_WIDTH}}" + "".join(f"{key:>8}" for key in keys)]
+        lines += [
+            _line(text, [figures["tags"].get(row, {}).get(key) for key in keys]) for row, text in TAG_ROWS.items()
+        ]
+    if _known(found["caption_IoU"]) or _known(found["mIoU"]):
+        lines += ["", f"{'maps, percent':<{_WIDTH}}{'caption IoU':>12}{'mIoU':>8}"]
+        for row, text in MAP_ROWS.items():
+            values = [found["caption_IoU"][row], found["mIoU"][row]]
+            cells = ["-" if value is None else f"{value:.2f}" for value in values]
+            lines.append(f"{text:<{_WIDTH}}{cells[0]:>12}{cells[1]:>8}")
+    return lines
 
 
 def _at_thresholds_of_each_class(rows: list[tuple[str, dict[str, Any]]]) -> list[str]:

@@ -6,7 +6,6 @@ import math
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from open_clip.modified_resnet import ModifiedResNet
 from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
@@ -157,8 +156,7 @@ def _resnet(tower: ModifiedResNet, images: Tensor) -> tuple[Tensor, Tensor]:
         features = stage(features)
     pool = tower.attnpool
     cells = features.flatten(2).transpose(1, 2)
-    values = F.linear(cells, pool.v_proj.weight, pool.v_proj.bias)
-    return pool(features), F.linear(values, pool.c_proj.weight, pool.c_proj.bias)
+    return pool(features), pool.c_proj(pool.v_proj(cells))
 
 
 def layers(tower: Tower) -> list[list[nn.Parameter]]:

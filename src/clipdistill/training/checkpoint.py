@@ -69,7 +69,7 @@ class Checkpoint:
         if not path.exists():
             return None
         try:
-            content = io.BytesIO(_without_sum(path))
+            content = io.BytesIO(without_sum(path))
             return cls(**torch.load(content, map_location="cpu", weights_only=True))
         # What damaged files raise in torch is no short list.
         except Exception as error:
@@ -95,7 +95,7 @@ def read_states(folder: Path, kind: Kind, epochs: list[int]) -> Matrix:
         states = []
         for epoch in epochs:
             path = _file(folder, kind, epoch)
-            states.append(np.load(io.BytesIO(_without_sum(path)), allow_pickle=False))
+            states.append(np.load(io.BytesIO(without_sum(path)), allow_pickle=False))
         return np.stack(states)
     # NumPy reads the header with Python's tokenizer: its errors are no short list. And shapes may differ.
     except Exception as error:
@@ -107,7 +107,7 @@ def with_sum(content: bytes) -> bytes:
     return content + hashlib.sha256(content).digest()
 
 
-def _without_sum(path: Path) -> bytes:
+def without_sum(path: Path) -> bytes:
     """Content of a file that `with_sum` made.
 
     Raises:

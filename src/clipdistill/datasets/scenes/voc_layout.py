@@ -50,11 +50,11 @@ def generate_scenes(params: ScenesParams, out: Path, workers: int | None = None)
             for _, chunk in in_chunks(functools.partial(_write_rows, params, folder), total, workers)
             for stem in chunk
         ]
-        _write_lines(folder / "ImageSets" / "Main" / "train.txt", stems[: params.train_images])
-        _write_lines(folder / "ImageSets" / "Main" / "val.txt", stems[params.train_images :])
-        _write_lines(folder / "classes.txt", list(CLASSES))
-        _write_lines(folder / "attributes.txt", list(COLOURS))
-        _write_lines(folder / "unseen.txt", unseen_combinations())
+        write_lines(folder / "ImageSets" / "Main" / "train.txt", stems[: params.train_images])
+        write_lines(folder / "ImageSets" / "Main" / "val.txt", stems[params.train_images :])
+        write_lines(folder / "classes.txt", list(CLASSES))
+        write_lines(folder / "attributes.txt", list(COLOURS))
+        write_lines(folder / "unseen.txt", unseen_combinations())
 
 
 def unseen_combinations() -> list[str]:
@@ -85,11 +85,12 @@ def _write_rows(params: ScenesParams, folder: Path, rows: range) -> list[str]:
         scene.image.save(folder / "JPEGImages" / f"{stem}.jpg", quality=90, subsampling="4:4:4")
         (folder / "Annotations" / f"{stem}.xml").write_bytes(_annotation(scene, stem, segmented=held_out))
         if held_out:
-            _palette_image(scene.mask).save(folder / "SegmentationClass" / f"{stem}.png")
+            palette_image(scene.mask).save(folder / "SegmentationClass" / f"{stem}.png")
     return stems
 
 
-def _write_lines(path: Path, lines: list[str]) -> None:
+def write_lines(path: Path, lines: list[str]) -> None:
+    """Write a text file of lines."""
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
@@ -113,7 +114,8 @@ def _fill(node: ElementTree.Element, **fields: str | int) -> None:
         ElementTree.SubElement(node, name).text = str(value)
 
 
-def _palette_image(mask: Mask) -> Image.Image:
+def palette_image(mask: Mask) -> Image.Image:
+    """A mask uint8 [H, W] as VOC stores it: class indices, and a palette to look at them."""
     image = Image.fromarray(mask, "P")
     image.putpalette(voc_palette(len(CLASSES) + 1))
     return image

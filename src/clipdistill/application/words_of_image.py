@@ -1,0 +1,116 @@
+"""What CLIP sees of a caption's words in one image, as TTD chooses them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from clipdistill import distributed
+from clipdistill.application.image_files import open_image
+from clipdistill.clip import teacher
+from clipdistill.clip.tagging import Maps, Tagger, Texts, tokenise
+from clipdistill.clip.teacher import Teacher
+from clipdistill.datasets.captions import words
+from clipdistill.errors import ParamsError
+from clipdistill.evaluation.word_picture import WordMap, draw
+from clipdistill.methods import ttd
+from clipdistill.params import Params
+from clipdistill.students import preprocessing
+from clipdistill.training import ttd_pairs, ttd_setup
+
+
+@dataclass(frozen=True, slots=True)
+class WordScore:
+    """How a word of a caption scores, each way in [0, 1].
+
+    Attributes:
+        word: it.
+        image: by the whole image.
+        text: by the caption.
+        pixel: by the pixel that is most like it.
+        chosen: whether `pixel` reaches the threshold.
+    """
+
+    word: str
+    image: float
+    text: float
+    pixel: float
+    chosen: bool
+
+
+class WordSight:
+    """CLIP, as it sees words in images.
+
+    Args:
+        params: `clip`, with its adapter, and `ttd`.
+        compute: device, threads.
+    """
+
+    def __init__(self, params: Params, compute: distributed.Compute) -> None:
+        torch.set_num_threads(compute.thread_count())
+        self._params, self._device = params.ttd, compute.torch_device()
+        self._model: Teacher = teacher.load(params.clip)
+        self._tagger = Tagger(self._model.model.to(self._device)).eval()
+        self._size = ttd_setup.image_size(params.ttd, self._model)
+        self._scale = ttd_setup.word_scale(params.ttd, self._model)
+
+    def choose(self, image: Path, caption: str) -> tuple[list[WordScore], Image.Image]:
+        """Score a caption's words in three ways, and draw the photo, the caption's map and those of the words.
+
+        Raises:
+            ParamsError: the caption has no word that could be seen.
+            UnreadableImageError: the file is missing or no whole image.
+        """
+        tags = words.candidates(caption, self._params.captions.drop_function_words)
+        if not tags:
+            raise ParamsError(f"--caption: {caption!r} has no words but function words; name what the image may show")
+        photo = open_image(image)
+        texts, maps = self._look(photo, caption, tags)
+        by_image = ttd.image_scores(self._whole(photo), maps.words, texts.valid, self._scale)[0]
+        by_text = ttd.text_scores(maps.sentence, maps.words, texts.valid, self._scale)[0]
+        by_pixel = ttd.tag_scores(maps.tags, texts.valid, ttd_setup.pixel_rule(self._params), self._scale)
+        chosen = ttd.select_tags(by_pixel, texts.valid, self._params.threshold)[0]
+        columns = (by_image.tolist(), by_text.tolist(), by_pixel[0].tolist(), chosen.tolist())
+        scores = [WordScore(*row) for row in zip(tags, *columns, strict=True)]
+        panels = [WordMap("image", None), WordMap("the caption", maps.caption[0].numpy())]
+        panels += [
+            WordMap(score.word, cam.numpy(), score.pixel, score.chosen)
+            for score, cam in zip(scores, maps.tags[0], strict=True)
+        ]
+        return scores, draw(photo, panels)
+
+    def locate(self, image: Path, names: list[str]) -> tuple[list[float], Image.Image]:
+        """Draw where each of some texts is; returns the highest cosine of each as well.
+
+        Raises:
+            UnreadableImageError: the file is missing or no whole image.
+        """
+        photo = open_image(image)
+        _, maps = self._look(photo, names[0], names)
+        best = maps.tags[0].amax(dim=(1, 2)).tolist()
+        panels = [WordMap("image", None)]
+        panels += [
+            WordMap(name, cam.numpy(), max(0.0, score))
+            for name, cam, score in zip(names, maps.tags[0], best, strict=True)
+        ]
+        return best, draw(photo, panels)
+
+    @torch.no_grad()
+    def _look(self, photo: Image.Image, caption: str, tags: list[str]) -> tuple[Texts, Maps]:
+        texts = tokenise(self._model.tokenizer, [caption], [tags])
+        parts = (part.to(self._device) for part in (texts.captions, texts.words, texts.word_of))
+        maps = self._tagger(self._pixels(photo, self._size), *parts)
+        return texts, Maps(*(part.cpu() for part in maps))
+
+    @torch.no_grad()
+    def _whole(self, photo: Image.Image) -> Tensor:
+        seen: Tensor = self._model.model.encode_image(self._pixels(photo, self._model.preprocessing.size))
+        return seen.float().cpu()
+
+    def _pixels(self, photo: Image.Image, size: int) -> Tensor:
+        pixels = torch.from_numpy(preprocessing.resize(photo, size))[None]
+        return ttd_pairs.normalised(pixels.to(self._device), self._model)

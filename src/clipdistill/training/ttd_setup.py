@@ -1,0 +1,73 @@
+"""What every part of TTD asks first: which CLIP, at which size, and how words are scored."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from clipdistill import distributed
+from clipdistill.clip import teacher
+from clipdistill.clip.teacher import Teacher
+from clipdistill.params import NO_ADAPTER, TAGGED_SCENES, Params, TtdParams
+from clipdistill.stage import Paths
+from clipdistill.students import tokens
+from clipdistill.training.loop import Machine
+
+if TYPE_CHECKING:
+    from clipdistill.methods.ttd import Rule
+
+
+def left_out(params: Params, root: str) -> str | None:
+    """Why a part of TTD is left out, a sentence; None where it is not.
+
+    Args:
+        params: all parameters.
+        root: folder that the part reads: `ttd.captions.root` or `ttd.segment.root`.
+    """
+    if root == TAGGED_SCENES and params.clip.source != "scenes":
+        return (
+            f"{root} is drawn for the tiny CLIP alone, and clip.source is {params.clip.source}: name captioned images "
+            "in ttd.captions, and images with masks in ttd.segment"
+        )
+    return None
+
+
+def plain_teacher(params: Params) -> Teacher:
+    """The teacher without an adapter: what TTD starts from, and is compared with."""
+    return teacher.load(params.clip.model_copy(update={"adapter": NO_ADAPTER}))
+
+
+def adapted_teacher(params: Params) -> Teacher:
+    """The teacher with the adapter that TTD has trained for this data set."""
+    return teacher.load(params.clip.model_copy(update={"adapter": str(Paths(params.dataset.name).ttd_adapter)}))
+
+
+def image_size(params: TtdParams, model: Teacher) -> int:
+    """Side of the images that CLIP sees in TTD, pixels.
+
+    Raises:
+        ParamsError: a tower with embeddings of places takes no other side than its own.
+    """
+    own = model.preprocessing.size
+    size = own if params.image_size == "clip" else params.image_size
+    tokens.require_side(model.model.visual, model.identity["model"], own, size, "ttd.image_size", "set it to clip")
+    return size
+
+
+def word_scale(params: TtdParams, model: Teacher) -> float:
+    """Multiplier of the cosines in a softmax over words."""
+    return model.logit_scale if params.scale == "model" else params.scale
+
+
+def pixel_rule(params: TtdParams) -> Rule:
+    """How words are scored by pixels: as training chooses them, where it does so by pixels."""
+    return "cosine_minmax" if params.score == "cosine_minmax" else "softmax_max"
+
+
+def machine(params: TtdParams, compute: distributed.Compute) -> Machine:
+    """Where and in which numbers TTD computes; sets the threads."""
+    device = compute.torch_device()
+    torch.set_num_threads(compute.thread_count())
+    dtype = distributed.resolve_precision(params.recipe.precision, device)
+    return Machine(device, dtype, compute.worker_count(), compute.batch_size)

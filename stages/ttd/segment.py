@@ -1,0 +1,33 @@
+"""Stage segment: segmentation by the names of classes, without the adapter and with it."""
+
+import logging
+from pathlib import Path
+
+from clipdistill import distributed, params, stage, store
+from clipdistill.students import untrained
+from clipdistill.training import ttd_setup
+from clipdistill.training.ttd_segment import segment
+
+logger = logging.getLogger("clipdistill.segment")
+
+PICTURES = Path("metrics/segmentation")
+
+
+def main() -> None:
+    """Read images with masks, the teacher and its adapter; write <cache>/ttd/segmentation.json and pictures."""
+    settings = params.load()
+    paths = stage.Paths(settings.dataset.name)
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    reason = untrained.reason(paths.ttd_adapter) or ttd_setup.left_out(settings, settings.ttd.segment.root)
+    if reason:
+        logger.info("segmentation is left out: %s", reason)
+        store.write_json(paths.ttd_segmentation, {})
+        return
+    compute = distributed.Compute.load()
+    teachers = {"frozen": ttd_setup.plain_teacher, "ttd": ttd_setup.adapted_teacher}
+    figures = {name: segment(settings, load(settings), compute, PICTURES / name) for name, load in teachers.items()}
+    store.write_json(paths.ttd_segmentation, {"segmentation": figures})
+
+
+if __name__ == "__main__":
+    stage.run(main)
