@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 
 from clipdistill import distributed, params, stage, store
+from clipdistill.datasets.captions.left_out import left_out
 from clipdistill.students import untrained
 from clipdistill.training import ttd_setup
 from clipdistill.training.ttd_segment import segment
@@ -18,7 +19,7 @@ def main() -> None:
     settings = params.load()
     paths = stage.Paths(settings.dataset.name)
     PICTURES.mkdir(parents=True, exist_ok=True)
-    reason = untrained.reason(paths.ttd_adapter) or ttd_setup.left_out(settings, settings.ttd.segment.root)
+    reason = untrained.reason(paths.ttd_adapter) or left_out(settings, settings.ttd.segment.root)
     if reason:
         logger.info("segmentation is left out: %s", reason)
         store.write_json(paths.ttd_segmentation, {})

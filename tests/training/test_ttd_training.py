@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ from toy_captions import PAIRS, copied, make_project, params_of, write_captions
 
 from clipdistill import distributed
 from clipdistill.clip import adapter
+from clipdistill.datasets.captions.left_out import left_out
 from clipdistill.datasets.captions.table import CaptionTable
 from clipdistill.errors import ClipdistillError, ParamsError
 from clipdistill.methods import ttd
@@ -47,7 +47,7 @@ def project(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     return place
 
 
-def train(project: Path, **changes: Any) -> dict[str, bytes]:
+def train(project: Path, **changes: object) -> dict[str, bytes]:
     """Train, and give all that it left."""
     train_ttd(params_of(project, **changes), [])
     files = [*PATHS.ttd_adapter.rglob("*"), *PATHS.curves("ttd").rglob("*"), ttd_adapter.METRICS]
@@ -83,7 +83,7 @@ def test_a_killed_training_goes_on_and_ends_in_the_same_bytes(
 
     real, calls = ttd.ttd_loss, 0
 
-    def loss(*arguments: Any) -> Any:
+    def loss(*arguments: object) -> ttd.Losses:
         nonlocal calls
         calls += 1
         if calls == stop_at:
@@ -128,7 +128,7 @@ def test_pairs_that_are_most_alike_are_kept(project: Path) -> None:
 
 def test_a_loss_that_is_not_finite_leaves_nothing(project: Path) -> None:
     recipe = {"epochs": 1, "batch_size": 4, "precision": "fp32", "learning_rate": 1e30, "schedule": "constant"}
-    with pytest.raises(ClipdistillError, match="no longer finite"):
+    with pytest.raises(ClipdistillError, match="no longer finite; lower ttd"):
         train(project, recipe=recipe, keep=1.0)
     assert not PATHS.ttd_adapter.exists()
 
@@ -203,7 +203,7 @@ def test_two_processes_follow_one(project: Path, tmp_path: Path) -> None:
 
 def test_left_out_where_the_captions_are_not_the_teachers(project: Path) -> None:
     params = params_of(project)
-    assert "drawn for the tiny CLIP" in str(ttd_setup.left_out(params, params.ttd.captions.root))
-    assert ttd_setup.left_out(params, "data/raw/mine") is None
+    assert "drawn for the tiny CLIP" in str(left_out(params, params.ttd.captions.root))
+    assert left_out(params, "data/raw/mine") is None
     own = params.model_copy(update={"clip": params.clip.model_copy(update={"source": "scenes"})})
-    assert ttd_setup.left_out(own, own.ttd.captions.root) is None
+    assert left_out(own, own.ttd.captions.root) is None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import safetensors.torch
 import torch
@@ -42,7 +41,7 @@ def copied(folder: Path, place: Path) -> Path:
     return place
 
 
-def params_of(folder: Path, **changes: Any) -> Params:
+def params_of(folder: Path, **changes: object) -> Params:
     """Parameters for the project, which has to be the current folder; `changes` are of section `ttd`."""
     weights = folder / "weights.safetensors"
     content = {

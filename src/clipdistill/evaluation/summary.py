@@ -58,8 +58,8 @@ def figures(folder: Path) -> dict[str, dict[str, float]]:
         folder: of the metrics files, as `render` takes it.
 
     Returns:
-        mAP on the evaluation split by method, label_mAP on the training split by kind of label, and zsl_mAP and
-        gzsl_mAP of the open vocabulary, tag_F1, caption_IoU and mIoU of TTD, percent; a figure that is not known is left out.
+        mAP on the evaluation split by method, label_mAP on the training split by kind of label, zsl_mAP and gzsl_mAP
+        of the open vocabulary, tag_F1, caption_IoU and mIoU of TTD, percent; a figure that is not known is left out.
 
     Raises:
         ArtifactError: a file is no JSON.

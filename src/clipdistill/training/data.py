@@ -5,16 +5,16 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Iterator
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 from torch import Tensor
 
 from clipdistill import distributed
 from clipdistill.datasets.ahead import ahead
-from clipdistill.datasets.table import ImageTable
 from clipdistill.students import preprocessing
 
 logger = logging.getLogger(__name__)
@@ -31,6 +31,15 @@ _CHUNK = 64
 _ORDER = 1
 
 
+class Images(Protocol):
+    """N images that are opened by row: an image table, or a table of captions."""
+
+    def __len__(self) -> int: ...
+
+    def open(self, row: int) -> Image.Image:
+        """Read an image: RGB, upright."""
+
+
 class ImageSource:
     """Images of a table, decoded and resized to the student's input.
 
@@ -45,7 +54,7 @@ class ImageSource:
         pinned: give batches in page-locked memory, which a GPU copies while it computes.
     """
 
-    def __init__(self, table: ImageTable, size: int, cache: Cache, workers: int, pinned: bool = False) -> None:
+    def __init__(self, table: Images, size: int, cache: Cache, workers: int, pinned: bool = False) -> None:
         self._table, self._size, self._workers, self._pinned = table, size, workers, pinned
         needed = len(table) * 3 * size * size
         kept = cache == "memory" or (cache == "auto" and needed <= MEMORY_LIMIT)

@@ -210,6 +210,8 @@ class _Trainer:
         with autocast(device, self._machine.dtype):
             maps = self._network(images, texts.captions.to(device), texts.words.to(device), texts.word_of.to(device))
             scores = self._scores(images, maps, texts)
+        if not bool(torch.isfinite(scores).all()):
+            raise ClipdistillError(f"train@ttd: the maps are no longer finite; {_CURE}")
         valid = texts.valid.to(device)
         selected = ttd.select_tags(scores, valid, params.threshold)
         losses = ttd.ttd_loss(maps.tags, maps.caption, selected, valid, params.loss, params.slope, params.shift)

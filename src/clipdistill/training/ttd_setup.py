@@ -9,28 +9,13 @@ import torch
 from clipdistill import distributed
 from clipdistill.clip import teacher
 from clipdistill.clip.teacher import Teacher
-from clipdistill.params import NO_ADAPTER, TAGGED_SCENES, Params, TtdParams
+from clipdistill.params import NO_ADAPTER, Params, TtdParams
 from clipdistill.stage import Paths
 from clipdistill.students import tokens
 from clipdistill.training.loop import Machine
 
 if TYPE_CHECKING:
     from clipdistill.methods.ttd import Rule
-
-
-def left_out(params: Params, root: str) -> str | None:
-    """Why a part of TTD is left out, a sentence; None where it is not.
-
-    Args:
-        params: all parameters.
-        root: folder that the part reads: `ttd.captions.root` or `ttd.segment.root`.
-    """
-    if root == TAGGED_SCENES and params.clip.source != "scenes":
-        return (
-            f"{root} is drawn for the tiny CLIP alone, and clip.source is {params.clip.source}: name captioned images "
-            "in ttd.captions, and images with masks in ttd.segment"
-        )
-    return None
 
 
 def plain_teacher(params: Params) -> Teacher:

@@ -14,7 +14,7 @@ import yaml
 from caption_layouts import SIZE, png, write_bytes, write_mask
 from PIL import Image
 
-from clipdistill.datasets.captions.table import CaptionTable, table_path
+from clipdistill.datasets.captions.table import CaptionTable
 from clipdistill.datasets.images import UnreadableImageError, content_hash
 from clipdistill.errors import ArtifactError
 
@@ -166,10 +166,6 @@ def test_truth_of_some_captions_alone_is_refused(table: CaptionTable, path: Path
     replace(table, truth=[["dog"], None, []]).write(path)  # type: ignore[list-item]
     with pytest.raises(ArtifactError, match="knows the true words of some captions alone"):
         CaptionTable.load(path)
-
-
-def test_the_path_is_below_the_cache() -> None:
-    assert table_path("mini", "val") == Path("cache/mini/ttd/captions/val.parquet")
 
 
 MODES = {"1": 1, "L": 7, "P": 3, "I;16": 300, "RGB": (0, 0, 1), "RGBA": (0, 2, 0, 0), "LA": (5, 0), "I": 70_000}

@@ -16,7 +16,7 @@ from PIL import Image
 from clipdistill import stage, store
 from clipdistill.datasets import images
 from clipdistill.datasets.captions.collect import collect, collect_all
-from clipdistill.datasets.captions.table import CaptionTable, table_path
+from clipdistill.datasets.captions.table import CaptionTable
 from clipdistill.errors import DataError
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -40,7 +40,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_both_tables_are_written_and_everything_is_counted(root: Path) -> None:
     report = collect_all(params(root), "mini", 2)
-    table = CaptionTable.load(table_path("mini", "train"))
+    table = CaptionTable.load(stage.Paths("mini").captions("train"))
     assert table.ids == ["a.png", "b.png", "b.png-2"]
     assert table.paths == ["a.png", "b.png", "b.png"]
     assert table.captions == ["the dog", "A dog and a cat", "A dog"]
@@ -51,7 +51,7 @@ def test_both_tables_are_written_and_everything_is_counted(root: Path) -> None:
         assert (table.offsets[row], table.sizes[row]) == (0, len(data))
         assert table.hashes[row] == images.content_hash(data)
     assert table.open_mask(2).all()
-    assert CaptionTable.load(table_path("mini", "val")).captions == ["fish"]
+    assert CaptionTable.load(stage.Paths("mini").captions("val")).captions == ["fish"]
     assert report == {
         "reader": "table",
         "function_words_dropped": True,
@@ -97,7 +97,7 @@ def test_bytes_do_not_depend_on_threads_or_on_the_order_of_the_rows(root: Path) 
         write_csv(root / "train.csv", rows[::order])
         collect_all(params(root), "mini", workers)
         contents.append(
-            [table_path("mini", "train").with_suffix(suffix).read_bytes() for suffix in (".parquet", ".yaml")]
+            [stage.Paths("mini").captions("train").with_suffix(suffix).read_bytes() for suffix in (".parquet", ".yaml")]
         )
     assert contents[0] == contents[1]
 

@@ -17,9 +17,10 @@ import numpy as np
 
 from clipdistill.datasets import images
 from clipdistill.datasets.captions import coco, masks, table_file, webdataset, words
-from clipdistill.datasets.captions.table import LIMIT, CaptionTable, table_path
+from clipdistill.datasets.captions.table import LIMIT, CaptionTable
 from clipdistill.datasets.raw import Problem, judge
 from clipdistill.datasets.table import SPLITS, Split
+from clipdistill.stage import Paths
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -58,7 +59,7 @@ def collect_all(params: CaptionParams, dataset: str, workers: int) -> dict[str, 
     for split in SPLITS:
         tables[split], report[split] = collect(params, split, workers)
     for split in SPLITS:
-        tables[split].write(table_path(dataset, split))
+        tables[split].write(Paths(dataset).captions(split))
     # A picture that training has seen says little in the evaluation.
     report["contents_in_both_splits"] = len(set(tables["train"].hashes) & set(tables["val"].hashes))
     return report

@@ -19,7 +19,6 @@ from clipdistill.datasets import images, parquet_file
 from clipdistill.datasets.captions import masks
 from clipdistill.datasets.images import UnreadableImageError
 from clipdistill.errors import ArtifactError
-from clipdistill.stage import Paths
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -46,16 +45,6 @@ _KIND = parquet_file.Kind(
         ]
     ),
 )
-
-
-def table_path(dataset: str, split: str) -> Path:
-    """Path of a split's caption table.
-
-    Args:
-        dataset: `dataset.name`.
-        split: train or val.
-    """
-    return Paths(dataset).cache / "ttd" / "captions" / f"{split}.parquet"
 
 
 @dataclass(frozen=True, slots=True)
