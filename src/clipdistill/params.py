@@ -525,7 +525,7 @@ class TaggedScenesParams(Section):
     """The scenes with captions that name several objects (stage `generate_tagged`); seed and size are of `scenes`."""
 
     train_images: Annotated[int, Field(ge=1)] = Field(3000, description="scenes in the training split")
-    val_images: Annotated[int, Field(ge=1)] = Field(500, description="scenes in the evaluation split")
+    val_images: Annotated[int, Field(ge=1)] = Field(300, description="scenes in the evaluation split")
 
 
 class LoraParams(Section):
@@ -557,17 +557,17 @@ class SegmentParams(Section):
     root: str = Field(TAGGED_SCENES, min_length=1, description="folder that holds them")
     train: str = Field("train", min_length=1, description="the layout's name of the split that chooses the background")
     val: str = Field("val", min_length=1, description="the layout's name of the split that is evaluated")
-    train_images: Annotated[int, Field(ge=1)] = Field(200, description="images of `train` that choose it, at most")
+    train_images: Annotated[int, Field(ge=1)] = Field(60, description="images of `train` that choose it, at most")
     background: Fraction | Literal["auto"] = Field(
         "auto", description="score of the background, a constant channel; auto: the best of a grid on `train`"
     )
-    image_size: Annotated[int, Field(ge=32, le=4096)] = Field(192, description="shorter side at scale 1, pixels")
+    image_size: Annotated[int, Field(ge=32, le=4096)] = Field(128, description="shorter side at scale 1, pixels")
     window: Annotated[int, Field(ge=32, le=2048)] | Literal["clip"] = Field(
-        128, description="side of the windows that the encoder sees, pixels; clip: the teacher's"
+        64, description="side of the windows that the encoder sees, pixels; clip: the teacher's"
     )
-    stride: Annotated[int, Field(ge=1)] = Field(64, description="pixels from a window to the next")
+    stride: Annotated[int, Field(ge=1)] = Field(32, description="pixels from a window to the next")
     scales: Annotated[list[Annotated[float, Field(gt=0, le=8)]], Field(min_length=1)] = Field(
-        [1.0, 0.75, 1.5], description="sizes over `image_size`, averaged"
+        [1.0, 1.5], description="sizes over `image_size`, averaged"
     )
     flip: bool = Field(True, description="average with the mirrored image")
     pamr: Annotated[int, Field(ge=0)] = Field(10, description="passes of the refinement by pixels; 0: none")

@@ -17,7 +17,15 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-COPIED = ["stages", "src", "cache/teachers/open_clip.yaml", "cache/teachers/file.yaml", "params.yaml", "dvc.yaml"]
+COPIED = [
+    "stages",
+    "src",
+    "cache/adapters/none",
+    "cache/teachers/open_clip.yaml",
+    "cache/teachers/file.yaml",
+    "params.yaml",
+    "dvc.yaml",
+]
 COPIED += [".gitignore", ".dvcignore", ".dvc/config", ".dvc/.gitignore"]
 
 MINIATURE: dict[str, Any] = {
@@ -27,6 +35,12 @@ MINIATURE: dict[str, Any] = {
         "student": {"image_size": 32, "output_stride": 32},
         "recipe": {"epochs": 2, "batch_size": 20, "precision": "fp32"},
         "cdul": {"warmup": 0, "step": 1.0, "sigma": 1.0},
+    },
+    "tagged_scenes": {"train_images": 24, "val_images": 8},
+    "ttd": {
+        "image_size": 64,
+        "recipe": {"epochs": 1, "batch_size": 6, "precision": "fp32"},
+        "segment": {"image_size": 64, "window": 64, "scales": [1.0], "flip": False, "pamr": 1, "train_images": 4},
     },
     "ccd": {
         "update_rounds": 2,

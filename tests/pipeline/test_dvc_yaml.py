@@ -15,7 +15,8 @@ from import_graph import PACKAGE, ROOT, imports_of, modules_of
 
 from clipdistill import params
 
-FILES = ["dvc.yaml", "stages/scenes/dvc.yaml", "stages/ccd/dvc.yaml", "stages/dense/dvc.yaml", "stages/mkt/dvc.yaml"]
+FILES = ["dvc.yaml", "stages/scenes/dvc.yaml", "stages/ccd/dvc.yaml", "stages/dense/dvc.yaml"]
+FILES += ["stages/mkt/dvc.yaml", "stages/ttd/dvc.yaml"]
 ROOMS = ["cli", "application", "training", "clip", "students", "datasets", "evaluation", "methods"]
 FOUNDATION = [
     "stage",

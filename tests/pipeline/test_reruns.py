@@ -32,6 +32,9 @@ EVERYTHING |= stages("model", TRAINED)
 MKT = {"seen@mkt", "train@mkt", "tune_prompt@mkt", "predict@mkt", "evaluate@mkt", "model@mkt"}
 EVERYTHING |= MKT
 
+TTD = {"tags", "train@ttd", "evaluate_tags", "segment", "evaluate@ttd"}
+EVERYTHING |= TTD | {"generate_tagged"}
+
 ROUNDS = stages("round", {"2", "3", "4"})
 
 AGGREGATED = {"pseudo_label@cdul", "pseudo_label@dense", "seen@mkt"}
@@ -52,7 +55,7 @@ RERUNS_FROM: list[tuple[dict[str, Any], set[str]]] = [
         {"pseudo_label.standardise": "both"},
         stages("pseudo_label", {"cdul", "dense", "ccd", "global"}) | stages("predict_teacher", TEACHERS) | {"seen@mkt"},
     ),
-    ({"prompts.templates": ["a {}"]}, {"embed_text"}),
+    ({"prompts.templates": ["a {}"]}, {"embed_text", "segment"}),
     ({"dataset.prompt_names": {"fish": "small fish"}}, {"format"}),
     ({"dataset.open_vocabulary": "classes"}, {"format"}),
     ({"views.snippets.grid": 2}, {"embed@snippets"}),
@@ -62,10 +65,19 @@ RERUNS_FROM: list[tuple[dict[str, Any], set[str]]] = [
     (
         {"clip.model": "other"},
         {"embed_text", "embed@global", "embed@snippets", "embed@dense", "embed@cam", "train@mkt", "predict@mkt"}
+        | {"train@ttd", "evaluate_tags", "segment"}
         | ROUNDS
         | stages("model", TRAINED | {"mkt"}),
     ),
-    ({"clip.precision": "bf16"}, {"embed_text", "embed@global", "embed@snippets", "embed@dense", "embed@cam"} | ROUNDS),
+    (
+        {"clip.adapter": "cache/scenes/ttd/adapter"},
+        {"embed_text", "embed@global", "embed@snippets", "embed@dense", "embed@cam", "train@mkt", "predict@mkt"}
+        | ROUNDS,
+    ),
+    (
+        {"clip.precision": "bf16"},
+        {"embed_text", "embed@global", "embed@snippets", "embed@dense", "embed@cam", "segment"} | ROUNDS,
+    ),
     ({"train.recipe.learning_rate": 0.5}, stages("train", TRAINED) | {"warmup@ccd"} | ROUNDS),
     ({"train.student.backbone": "resnet34"}, stages("train", TRAINED) | {"warmup@ccd"} | ROUNDS),
     ({"train.cdul.step": 0.5}, {"train@cdul", "train@dense"}),
@@ -80,7 +92,13 @@ RERUNS_FROM: list[tuple[dict[str, Any], set[str]]] = [
     ({"mkt.tune.epochs": 2}, {"tune_prompt@mkt"}),
     ({"mkt.top_k": [1]}, {"evaluate@mkt"}),
     ({"mkt.supervision": "cdul"}, {"train@mkt", "tune_prompt@mkt"}),
-    ({"scenes.seed": 1}, {"generate"}),
+    ({"ttd.threshold": 0.6}, {"train@ttd", "evaluate_tags"}),
+    ({"ttd.lora.rank": 8}, {"train@ttd"}),
+    ({"ttd.captions.drop_function_words": False}, {"tags"}),
+    ({"ttd.segment.pamr": 0}, {"segment"}),
+    ({"ttd.slope": 8.0}, {"train@ttd", "evaluate_tags", "segment"}),
+    ({"scenes.seed": 1}, {"generate", "generate_tagged"}),
+    ({"tagged_scenes.val_images": 4}, {"generate_tagged"}),
     ({"pretrain_clip.seed": 1}, {"pretrain_clip"}),
 ]
 
@@ -117,6 +135,14 @@ def test_an_experiment_with_another_k_runs_mkt_alone(project: Project) -> None:
     output = project.run("dvc", "exp", "run", "-S", "mkt.k=8").stdout
     ran = set(re.findall(r"^Running stage '(?:.*:)?([^']+)':", output, flags=re.MULTILINE))
     assert ran == (MKT - {"seen@mkt"}) | {"report", "summary"}
+    project.run("git", "reset", "--quiet", "--hard")
+    project.run("dvc", "checkout", "--quiet", "--force")
+
+
+def test_an_experiment_with_another_threshold_of_words_trains_the_adapter_anew(project: Project) -> None:
+    output = project.run("dvc", "exp", "run", "-S", "ttd.threshold=0.6").stdout
+    ran = set(re.findall(r"^Running stage '(?:.*:)?([^']+)':", output, flags=re.MULTILINE))
+    assert ran == (TTD - {"tags"}) | {"report", "summary"}
     project.run("git", "reset", "--quiet", "--hard")
     project.run("dvc", "checkout", "--quiet", "--force")
 

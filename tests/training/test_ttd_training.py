@@ -183,15 +183,18 @@ from toy_captions import params_of
 from clipdistill import distributed
 from clipdistill.training.ttd_adapter import train_ttd
 distributed.end_with_launcher()
-train_ttd(params_of(Path()), [])
+train_ttd(params_of(Path(), recipe={recipe}), [])
 """
+
+GENTLE = {"epochs": 3, "batch_size": 4, "precision": "fp32", "learning_rate": 0.001}
 
 
 @pytest.mark.slow
 def test_two_processes_follow_one(project: Path, tmp_path: Path) -> None:
+    # At a rate at which nothing jumps over the threshold because of a last bit.
     script = tmp_path / "two.py"
-    script.write_text(TWO.format(tests=str(Path(__file__).parent)))
-    one = json.loads(train(project)[str(ttd_adapter.METRICS)])
+    script.write_text(TWO.format(tests=str(Path(__file__).parent), recipe=GENTLE))
+    one = json.loads(train(project, recipe=GENTLE)[str(ttd_adapter.METRICS)])
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", str(script)]
     subprocess.run(command, check=True, cwd=project, env=environment, timeout=240)
