@@ -72,7 +72,8 @@ RERUNS_FROM: list[tuple[dict[str, Any], set[str]]] = [
     (
         {"clip.adapter": "cache/scenes/ttd/adapter"},
         {"embed_text", "embed@global", "embed@snippets", "embed@dense", "embed@cam", "train@mkt", "predict@mkt"}
-        | ROUNDS,
+        | ROUNDS
+        | stages("model", TRAINED | {"mkt"}),
     ),
     (
         {"clip.precision": "bf16"},

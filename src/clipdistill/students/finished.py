@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from clipdistill.errors import ArtifactError
-from clipdistill.params import ClipParams, EvaluateParams
+from clipdistill.params import NO_ADAPTER, ClipParams, EvaluateParams
 from clipdistill.store import file_sha256, write_atomically
 from clipdistill.students import model_card, open_card, open_model_card, student_yaml
 from clipdistill.students.student_yaml import CURE, FILE, WEIGHTS, Evaluation
@@ -92,4 +92,5 @@ def teacher(params: ClipParams) -> str:
         "file": f"weights with SHA-256 {params.sha256}",
         "scenes": "trained by the pipeline on drawings",
     }
-    return f"CLIP {params.model}, {weights[params.source]}"
+    adapted = "" if params.adapter == NO_ADAPTER else ", with an adapter by TTD"
+    return f"CLIP {params.model}, {weights[params.source]}{adapted}"
