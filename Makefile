@@ -3,8 +3,10 @@
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# The first of these that is Python 3.11 or 3.12 makes the environment; PYTHON=... names another.
-PYTHON ?= $(shell for p in python3 python3.12 python3.11; do $$p -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' 2>/dev/null && { echo $$p; break; }; done)
+# Before 3.11.4 tarfile has no `filter`, which keeps what an archive unpacks inside its root.
+FITS := import sys; sys.exit(not (3, 11, 4) <= sys.version_info < (3, 13))
+# The first that fits makes the environment, of all that are on PATH and those that pyenv installed; PYTHON=... names another.
+PYTHON ?= $(shell IFS=:; for name in python3 python3.12 python3.11; do for folder in $$PATH $${PYENV_ROOT:-$$HOME/.pyenv}/versions/*/bin; do "$$folder/$$name" -c '$(FITS)' 2>/dev/null && { echo "$$folder/$$name"; exit; }; done; done)
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export VIRTUAL_ENV := $(CURDIR)/$(VENV)
@@ -23,10 +25,10 @@ help: ## list the targets
 setup: $(READY) ## make .venv and install; again only when pyproject.toml or constraints.txt change
 
 $(READY): pyproject.toml constraints.txt
-	@test -n "$(PYTHON)" || { echo "clipdistill needs Python 3.11 or 3.12, and neither was found as python3, python3.12 or python3.11 (python3 is $$(python3 --version 2>&1)). Install one, or name it: make PYTHON=/path/to/python3.12" >&2; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' || { echo "$(PYTHON) is $$($(PYTHON) --version 2>&1); clipdistill needs Python 3.11 or 3.12: make PYTHON=/path/to/python3.12" >&2; exit 1; }
-	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "$(PYTHON) has no venv module: on Debian or Ubuntu, apt-get install python3-venv" >&2; exit 1; }
-	$(PYTHON) -m venv --clear $(VENV)
+	@test -n "$(PYTHON)" || { echo "clipdistill needs Python 3.12, or 3.11 from 3.11.4 on; neither was found as python3, python3.12 or python3.11, on PATH or installed by pyenv (python3 is $$(python3 --version 2>&1)). Install one (pyenv install 3.12, uv python install 3.12), or name it: make PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@"$(PYTHON)" -c '$(FITS)' || { echo "$(PYTHON) is $$("$(PYTHON)" --version 2>&1); clipdistill needs Python 3.12, or 3.11 from 3.11.4 on: make PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import venv, ensurepip' 2>/dev/null || { echo "$(PYTHON) has no venv module: on Debian or Ubuntu, apt-get install python3-venv" >&2; exit 1; }
+	"$(PYTHON)" -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $(READY)
 
