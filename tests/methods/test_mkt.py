@@ -124,6 +124,12 @@ def test_each_label_draws_its_own_patches_alone() -> None:
         assert sorted(moved.nonzero().flatten().tolist()) == sorted(best.tolist())
 
 
+def test_streams_are_cosines_by_default() -> None:
+    parts = features(2, 4, 5, 3)
+    for own, cosine in zip(mkt.streams(*parts, 2), mkt.streams(*parts, 2, "cosine"), strict=True):
+        assert torch.equal(own, cosine)
+
+
 def test_half_precision_is_scored_in_float32() -> None:
     parts = [part.half() for part in features(2, 4, 5, 3)]
     scores = mkt.two_stream(*parts, 2)
@@ -280,7 +286,28 @@ def test_soft_labels_of_the_hinge_are_present_from_a_half_on() -> None:
     assert mkt.rank_loss(scores, soft) == mkt.rank_loss(scores, torch.tensor([[1, 0, -1, 1]]).expand(3, 4))
 
 
+@pytest.mark.parametrize("loss", [mkt.rank_loss, mkt.log_sum_exp_loss])
+def test_half_precision_is_ranked_in_float32(loss: Callable[[Tensor, Tensor], Tensor]) -> None:
+    scores, labels = drawn(4, 30, 3.0)
+    for dtype in (torch.float16, torch.bfloat16):
+        value = loss(scores.to(dtype), labels)
+        assert value.dtype == torch.float32
+        assert torch.equal(value, loss(scores.to(dtype).float(), labels))
+
+
+@pytest.mark.parametrize("loss", [mkt.rank_loss, mkt.log_sum_exp_loss])
+def test_no_image_is_0(loss: Callable[[Tensor, Tensor], Tensor]) -> None:
+    assert loss(torch.zeros(0, 3), torch.zeros(0, 3)) == 0
+
+
 # log_sum_exp_loss
+
+
+def test_soft_labels_count_in_the_precision_of_the_logits() -> None:
+    logits, _ = drawn(3, 4, 1.0)
+    soft = torch.tensor([[0.3, 0.7, 0.9, -1.0]]).expand(3, 4)
+    expected = mkt.log_sum_exp_loss(logits, soft.double())
+    torch.testing.assert_close(mkt.log_sum_exp_loss(logits, soft), expected, rtol=1e-14, atol=0)
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 5.0])

@@ -359,6 +359,12 @@ def test_pamr_equals_a_slow_loop(dilations: tuple[int, ...], iterations: int) ->
     torch.testing.assert_close(single, torch.from_numpy(np.array(expected)).float(), rtol=1e-3, atol=1e-4)
 
 
+def test_pamr_s_defaults_are_those_of_its_authors() -> None:
+    source = torch.manual_seed(3)
+    images, masks = torch.rand(1, 3, 30, 9, generator=source), torch.rand(1, 2, 30, 9, generator=source)
+    assert torch.equal(ttd.pamr(images, masks), ttd.pamr(images, masks, (1, 2, 4, 8, 12, 24), 10))
+
+
 def test_pamr_draws_a_rough_mask_to_the_edge_of_a_thing() -> None:
     thing = torch.zeros(12, 12, dtype=torch.bool)
     thing[3:9, 3:9] = True
@@ -530,34 +536,36 @@ PARTS = [torch.zeros(2, 2)] * 2
         (lambda: ttd.image_scores(FLAT, FLAT, ALL), r"tags must be floating point \[B, K, D\]"),
         (lambda: ttd.image_scores(FLAT, MAPS[..., :3, 0], NONE[:1]), "valid must be bool"),
         (lambda: ttd.image_scores(FLAT, MAPS[..., :3, 0], ALL, math.nan), "scale"),
+        (lambda: ttd.select_tags(FLAT.long(), ALL, 0.5), r"scores must be floating point \[B, K\]"),
         (lambda: ttd.select_tags(FLAT + 2, ALL, 0.5), r"scores must lie in \[0, 1\]"),
         (lambda: ttd.select_tags(FLAT * math.nan, ALL, 0.5), "scores must lie"),
         (lambda: ttd.select_tags(FLAT, ALL, 1.5), r"threshold must be in \[0, 1\], but is 1.5"),
         (lambda: ttd.select_tags(FLAT, ALL.long(), 0.5), "valid"),
-        (lambda: ttd.tag_targets(CAPTION, ALL), "maps"),
+        (lambda: ttd.tag_targets(CAPTION, ALL), r"maps must be floating point \[B, K, h, w\]"),
         (lambda: ttd.tag_targets(MAPS, ALL[:1]), "selected must be bool"),
-        (lambda: ttd.union_target(CAPTION), "targets"),
-        (lambda: ttd.calibrate(FLAT, slope=0.0), "slope"),
+        (lambda: ttd.union_target(CAPTION), r"targets must be floating point \[B, K, h, w\]"),
+        (lambda: ttd.calibrate(FLAT, slope=0.0), "slope must be greater than 0"),
         (lambda: ttd.calibrate(FLAT, shift=math.inf), "shift must be finite"),
-        (lambda: ttd.ttd_loss(CAPTION, CAPTION, ALL, ALL), "tag_maps"),
-        (lambda: ttd.ttd_loss(MAPS, MAPS, ALL, ALL), "caption_map"),
+        (lambda: ttd.ttd_loss(CAPTION, CAPTION, ALL, ALL), r"tag_maps must be floating point \[B, K, h, w\]"),
+        (lambda: ttd.ttd_loss(MAPS, MAPS, ALL, ALL), r"caption_map must be floating point \[B, h, w\]"),
         (lambda: ttd.ttd_loss(MAPS, CAPTION[..., 1:], ALL, ALL), "do not fit"),
         (lambda: ttd.ttd_loss(MAPS, CAPTION, ALL, NONE), "selected must be within valid"),
         (lambda: ttd.ttd_loss(MAPS, CAPTION, ALL, ALL[:1]), "valid must be bool"),
         (lambda: ttd.ttd_loss(MAPS, CAPTION, ALL[:1], ALL), "selected must be bool"),
+        (lambda: ttd.ttd_loss(MAPS, CAPTION, ALL.float(), ALL), "selected must be bool"),
         (lambda: ttd.ttd_loss(MAPS, CAPTION, ALL, ALL, "mse"), "loss must be bce or l1, but is 'mse'"),
         (lambda: ttd.ttd_loss(MAPS, CAPTION, ALL, ALL, slope=-1.0), "slope"),
-        (lambda: ttd.pamr(CAPTION, MAPS), "images"),
-        (lambda: ttd.pamr(MAPS, MAPS.long()), "masks"),
+        (lambda: ttd.pamr(CAPTION, MAPS), r"images must be floating point \[B, 3, H, W\]"),
+        (lambda: ttd.pamr(MAPS, MAPS.long()), r"masks must be floating point \[B, C, H, W\]"),
         (lambda: ttd.pamr(MAPS, MAPS[..., 1:]), "do not fit"),
         (lambda: ttd.pamr(MAPS, MAPS[:1]), "do not fit"),
         (lambda: ttd.pamr(MAPS, MAPS, dilations=()), "dilations must be one or more"),
         (lambda: ttd.pamr(MAPS, MAPS, dilations=(1, 0)), r"dilations .* are \[1, 0\]"),
-        (lambda: ttd.pamr(MAPS, MAPS, iterations=-1), "iterations"),
-        (lambda: ttd.pamr(MAPS, MAPS, chunk=0), "chunk"),
-        (lambda: ttd.sliding_windows(0, 3, 2, 1), "height"),
-        (lambda: ttd.sliding_windows(3, 0, 2, 1), "width"),
-        (lambda: ttd.sliding_windows(3, 3, 0, 1), "window"),
+        (lambda: ttd.pamr(MAPS, MAPS, iterations=-1), "iterations must be 0 or greater"),
+        (lambda: ttd.pamr(MAPS, MAPS, chunk=0), "chunk must be 1 or greater"),
+        (lambda: ttd.sliding_windows(0, 3, 2, 1), "height must be 1 or greater"),
+        (lambda: ttd.sliding_windows(3, 0, 2, 1), "width must be 1 or greater"),
+        (lambda: ttd.sliding_windows(3, 3, 0, 1), "window must be 1 or greater"),
         (lambda: ttd.sliding_windows(3, 3, 2, 3), r"stride must be in \[1, window = 2\]"),
         (lambda: ttd.sliding_windows(3, 3, 2, 0), "stride"),
         (lambda: ttd.merge_windows(PARTS[:1], PLACES, 2, 3), "one for each of 2 places, but are 1"),
