@@ -583,6 +583,11 @@ class TtdParams(Section):
     score: Literal["softmax_max", "cosine_minmax", "image", "text"] = Field(
         "softmax_max", description="what chooses the words that an image shows"
     )
+    chosen_by: Literal["frozen", "learner"] = Field(
+        "frozen",
+        description="frozen: CLIP without the adapter chooses the words that training takes for true; learner: the "
+        "network as it is then, as the paper draws it, which can unlearn a word for good",
+    )
     scale: Annotated[float, Field(gt=0)] | Literal["model"] = Field(
         "model", description="multiplier of the cosines in a softmax over words; model: the teacher's own"
     )

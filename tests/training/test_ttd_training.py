@@ -113,6 +113,16 @@ def test_every_way_to_choose_words(score: str, project: Path) -> None:
     assert math.isfinite(json.loads(found[str(ttd_adapter.METRICS)])["loss"])
 
 
+def test_words_are_chosen_by_the_plain_clip_or_by_the_learner(project: Path) -> None:
+    shares = {}
+    for chooser in ("frozen", "learner"):
+        train(project, chosen_by=chooser, keep=1.0)
+        shares[chooser] = [float(line.split("\t")[1]) for line in _curve("selected")]
+    # Nothing that is learnt moves the choice of the plain one (a flip of the image alone does).
+    assert np.ptp(shares["frozen"]) < 0.05
+    assert np.ptp(shares["learner"]) > np.ptp(shares["frozen"])
+
+
 def test_pairs_that_are_most_alike_are_kept(project: Path) -> None:
     params = params_of(project)
     model = ttd_setup.plain_teacher(params)

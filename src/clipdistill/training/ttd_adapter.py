@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from clipdistill import distributed, store
 from clipdistill.clip import adapter
-from clipdistill.clip.tagging import Maps, Tagger, Texts
+from clipdistill.clip.tagging import Maps, Tagger
 from clipdistill.clip.teacher import Teacher
 from clipdistill.datasets.captions.table import CaptionTable
 from clipdistill.errors import ClipdistillError, DataError, ParamsError
@@ -100,7 +100,7 @@ def train_ttd(params: Params, command: list[str]) -> None:
 
 
 def _provenance(task: _Task, dtype: torch.dtype) -> dict[str, Any]:
-    kept = {"score", "threshold", "keep", "loss", "slope", "shift"}
+    kept = {"score", "chosen_by", "threshold", "keep", "loss", "slope", "shift"}
     return {
         **task.model.identity,
         "captions": task.table.fingerprint,
@@ -146,6 +146,7 @@ class _Trainer:
         self._learning = adapter.learning(self.adapted)
         group = {"params": list(self._learning.values()), "peak": recipe.learning_rate, "lr": recipe.learning_rate}
         self._rule = torch.optim.AdamW([group], weight_decay=recipe.weight_decay, fused=True)
+        self._tagger = Tagger(task.model.model)
         self._network = self._wrapped()
         self._view = Augmentation(recipe.flip, 1.0, 0.0)
         self._done, earlier = 0, []
@@ -160,11 +161,10 @@ class _Trainer:
         self._curves = Curves(curves if distributed.rank() == 0 else None, earlier)
 
     def _wrapped(self) -> nn.Module:
-        tagger = Tagger(self._task.model.model)
         if distributed.world_size() == 1:
-            return tagger
+            return self._tagger
         device = self._machine.device
-        return DistributedDataParallel(tagger, device_ids=[device] if device.type == "cuda" else None)
+        return DistributedDataParallel(self._tagger, device_ids=[device] if device.type == "cuda" else None)
 
     def run(self) -> dict[str, float]:
         """Train through the last epoch; returns its row of the curves."""
@@ -207,9 +207,10 @@ class _Trainer:
         images = self._view(pixels.to(device, non_blocking=True), draws.to(device))
         images = ttd_pairs.normalised(images, self._task.model)
         texts = ttd_pairs.texts(self._task.model, self._task.table, rows)
+        parts = [part.to(device) for part in (texts.captions, texts.words, texts.word_of)]
         with autocast(device, self._machine.dtype):
-            maps = self._network(images, texts.captions.to(device), texts.words.to(device), texts.word_of.to(device))
-            scores = self._scores(images, maps, texts)
+            maps = self._network(images, *parts)
+            scores = self._scores(images, parts, maps, texts.valid.to(device))
         if not bool(torch.isfinite(scores).all()):
             raise ClipdistillError(f"train@ttd: the maps are no longer finite; {_CURE}")
         valid = texts.valid.to(device)
@@ -229,15 +230,21 @@ class _Trainer:
         return torch.cat([torch.ones(1, dtype=torch.float64), means]) * len(rows)
 
     @torch.no_grad()
-    def _scores(self, images: Tensor, maps: Maps, texts: Texts) -> Tensor:
-        """What chooses the words, [B, K], by the network as it is now."""
-        params, valid = self._task.params, texts.valid.to(images.device)
+    def _scores(self, images: Tensor, texts: list[Tensor], maps: Maps, valid: Tensor) -> Tensor:
+        """What chooses the words, [B, K], of the network as it is now or as it was before it learnt anything."""
+        if self._task.params.chosen_by == "learner":
+            return self._score(images, maps, valid)
+        with self.adapted.disable_adapter():
+            return self._score(images, self._tagger(images, *texts), valid)
+
+    def _score(self, images: Tensor, maps: Maps, valid: Tensor) -> Tensor:
+        params, scale = self._task.params, self._task.scale
         if params.score == "text":
-            return ttd.text_scores(maps.sentence, maps.words, valid, self._task.scale)
+            return ttd.text_scores(maps.sentence, maps.words, valid, scale)
         if params.score == "image":
             seen = self._task.model.model.encode_image(images)
-            return ttd.image_scores(seen.float(), maps.words, valid, self._task.scale)
-        return ttd.tag_scores(maps.tags, valid, params.score, self._task.scale)
+            return ttd.image_scores(seen.float(), maps.words, valid, scale)
+        return ttd.tag_scores(maps.tags, valid, params.score, scale)
 
     def _save(self, epoch: int) -> None:
         state = {name: value.detach() for name, value in self._learning.items()}
