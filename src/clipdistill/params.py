@@ -541,7 +541,7 @@ class TtdRecipeParams(Section):
     seed: Seed = Field(0, description="seed of the adapter's weights and of the order")
     epochs: Annotated[int, Field(ge=1)] = Field(4, description="passes over the pairs that are kept")
     batch_size: Annotated[int, Field(ge=1)] = Field(32, description="pairs an update, over all processes")
-    learning_rate: Annotated[float, Field(gt=0)] = Field(3e-4, description="peak rate of AdamW")
+    learning_rate: Annotated[float, Field(gt=0)] = Field(2e-4, description="peak rate of AdamW")
     weight_decay: Annotated[float, Field(ge=0)] = Field(0.0, description="decay of the adapter's matrices")
     schedule: Literal["constant", "cosine", "one_cycle"] = Field("cosine", description="course of the rate")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 where the processor has it")
