@@ -32,7 +32,7 @@ TAG_ROWS = {
     "image": "words chosen by the whole image",
     "text": "words chosen by the caption",
     "pixel": "words chosen by pixels",
-    "pixel_ttd": "words chosen by pixels, with TTD's adapter",
+    "pixel_ttd": "words chosen by pixels, TTD's adapter",
 }
 MAP_ROWS = {"frozen": "CLIP", "ttd": "CLIP with TTD's adapter"}
 """Rows of metrics/ttd.json."""
