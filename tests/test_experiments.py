@@ -121,13 +121,29 @@ def test_the_two_sets_of_the_released_code_are_not_mixed(
     assert (ccd.update_rounds, ccd.train.warmup_epochs, ccd.train.epochs) == (1, 2, 8)
 
 
-@pytest.mark.parametrize("words", [(), ("cdul",), ("voc12",), ("cdul", "voc13"), ("ttd", "voc12")])
+@pytest.mark.parametrize("words", [(), ("cdul",), ("voc12",), ("cdul", "voc13"), ("tdt", "voc12")])
 def test_what_is_unknown_is_refused_with_the_names_of_what_is_there(checkout: Path, words: tuple[str, ...]) -> None:
     result = run(checkout, *words)
     assert result.returncode == 2
     for name in [*METHODS, *DATASETS]:
         assert name in result.stderr
     assert not (checkout / "given").exists()
+
+
+@pytest.mark.parametrize("dataset", ["coco14", "voc12"])
+def test_ttd_has_captions_and_masks_of_its_own(checkout: Path, dataset: str) -> None:
+    target = "stages/ttd/dvc.yaml:evaluate@ttd"
+    _, found = resolve(checkout, "ttd", dataset, target)
+    assert (found.clip.model, found.ttd.image_size, found.ttd.segment.window) == ("ViT-B-16", "clip", "clip")
+    assert (found.ttd.captions.reader, found.ttd.captions.root) == ("coco", "data/raw/coco")
+    assert found.ttd.segment.reader == {"coco14": "coco", "voc12": "voc"}[dataset]
+    assert found.ttd.segment.scales == [1.0, 0.5, 1.5, 2.0]
+
+
+def test_ttd_without_captions_is_refused(checkout: Path) -> None:
+    result = run(checkout, "ttd", "nuswide")
+    assert result.returncode == 2
+    assert "ttd-nuswide.args" in result.stderr
 
 
 def test_a_setting_is_not_mixed_with_what_another_left(checkout: Path) -> None:

@@ -138,7 +138,7 @@ def test_pairs_that_are_most_alike_are_kept(project: Path) -> None:
 
 def test_a_loss_that_is_not_finite_leaves_nothing(project: Path) -> None:
     recipe = {"epochs": 1, "batch_size": 4, "precision": "fp32", "learning_rate": 1e30, "schedule": "constant"}
-    with pytest.raises(ClipdistillError, match="no longer finite; lower ttd"):
+    with pytest.raises(ClipdistillError, match=r"no longer finite.*lower ttd"):
         train(project, recipe=recipe, keep=1.0)
     assert not PATHS.ttd_adapter.exists()
 
