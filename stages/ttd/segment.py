@@ -1,4 +1,4 @@
-"""Stage segment: segmentation by the names of classes, without the adapter and with it."""
+"""Stage segment: segmentation by the names of classes, without the adapter and with it. Also under torchrun."""
 
 import logging
 from pathlib import Path
@@ -25,9 +25,14 @@ def main() -> None:
         store.write_json(paths.ttd_segmentation, {})
         return
     compute = distributed.Compute.load()
+    if distributed.launch_where_several([str(Path(__file__))], compute):
+        return
     teachers = {"frozen": ttd_setup.plain_teacher, "ttd": ttd_setup.adapted_teacher}
-    figures = {name: segment(settings, load(settings), compute, PICTURES / name) for name, load in teachers.items()}
-    store.write_json(paths.ttd_segmentation, {"segmentation": figures})
+    with distributed.process_group(compute.torch_device()):
+        figures = {name: segment(settings, load(settings), compute, PICTURES / name) for name, load in teachers.items()}
+        if distributed.rank() == 0:
+            store.write_json(paths.ttd_segmentation, {"segmentation": figures})
+        distributed.barrier()
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ def test_words_are_found_in_an_image_without_a_student(here: Path, run: Run) -> 
         (["heatmap", "photo.jpg", "--tags", "a,a"], "more than once"),
         (["heatmap", "model", "photo.jpg", "--tags", "a"], "leave out model"),
         (["heatmap", "photo.jpg", "--tags", "a", "--class", "b"], "give one of them"),
-        (["heatmap", "model", "photo.jpg", "--adapter", "a"], "goes with --tags"),
+        (["heatmap", "model", "photo.jpg", "--adapter", "a"], "go with --tags"),
     ],
 )
 def test_what_cannot_be_is_refused(arguments: list[str], said: str, here: Path, run: Run) -> None:

@@ -56,7 +56,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def params_of(root: Path, **changes: Any) -> Params:  # noqa: ANN401
-    wanted = {"reader": "folder", "root": str(root), "image_size": 40, "window": 64, "stride": 32, "scales": [1.0]}
+    wanted = {"reader": "folder", "root": str(root), "image_size": 64, "window": 64, "stride": 32, "scales": [1.0]}
     given = wanted | {"flip": False, "pamr": 1, "train_images": 2} | changes
     return Params.model_validate({"clip": {"precision": "fp32"}, "ttd": {"segment": given, "slope": 2.0, "shift": 0.0}})
 

@@ -123,6 +123,17 @@ def heatmap(
         typer.Option(help="Words that CLIP itself looks for, between commas.", show_default=False, metavar="A,B,C"),
     ] = None,
     adapter: Adapter = None,
+    clip: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            help="With --tags: open_clip's architecture. [default: clip.model]",
+            show_default=False,
+            metavar="NAME",
+        ),
+    ] = None,
+    pretrained: Pretrained = None,
+    weights: Weights = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -145,14 +156,14 @@ def heatmap(
 
       clipdistill heatmap photo.jpg --tags flame,smoke --adapter cache/scenes/ttd/adapter
     """
-    photo = _photo_of_heatmap(model, image, name, tags, adapter)
+    photo = _photo_of_heatmap(model, image, name, tags, adapter or clip or pretrained or weights)
     compute = _compute(device, None, quiet, verbose)
     file = _output("--out", out or Path(f"{photo.stem}-heatmap.png"), "png")
     if tags is not None:
         from clipdistill.application.words_of_image import WordSight  # noqa: PLC0415
 
         names = _names("--tags", tags)
-        best, picture = WordSight(_settings(adapter), compute).locate(photo, names)
+        best, picture = WordSight(_settings(adapter, clip, pretrained, weights), compute).locate(photo, names)
         _save_png(file, picture)
         _print(columns(["tag", "cosine"], [[word, f"{score:.3f}"] for word, score in zip(names, best, strict=True)]))
         typer.echo(printable(str(file)))
@@ -168,12 +179,12 @@ def heatmap(
 
 
 def _photo_of_heatmap(
-    model: Path, image: Path | None, name: str | None, tags: str | None, adapter: Path | None
+    model: Path, image: Path | None, name: str | None, tags: str | None, of_clip: Path | str | None
 ) -> Path:
     """The image among the arguments of `heatmap`, which with --tags has no model."""
     if tags is None:
-        if adapter is not None:
-            raise ParamsError("--adapter is CLIP's, and goes with --tags; a student has none")
+        if of_clip is not None:
+            raise ParamsError("--adapter, --model, --pretrained and --weights say which CLIP, and go with --tags")
         if image is None:
             raise ParamsError(f"IMAGE is missing: name a model folder and an image, or --tags and {model} alone")
         return image
@@ -280,7 +291,11 @@ def _settings(
     clip = chosen_clip(settings.clip, model, pretrained, weights)
     if adapter is not None:
         clip = clip.model_copy(update={"adapter": str(adapter)})
-    return settings.model_copy(update={"clip": clip})
+    changes: dict[str, Any] = {"clip": clip}
+    if model is not None:
+        # The side in the parameters is for their own CLIP.
+        changes["ttd"] = settings.ttd.model_copy(update={"image_size": "clip"})
+    return settings.model_copy(update=changes)
 
 
 def _save_png(file: Path, picture: Any) -> None:  # noqa: ANN401 - Pillow is not loaded for --help

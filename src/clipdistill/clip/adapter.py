@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 WEIGHTS, CONFIG, CARD = "adapter_model.safetensors", "adapter_config.json", "adapter.yaml"
 
+# Of timm's transformers, whose projections may stand together or apart.
+_BLOCK_PROJECTIONS = tuple(f".attn.{name}" for name in ("qkv", "q_proj", "k_proj", "v_proj", "proj"))
+
 Adapted: TypeAlias = "PeftModel"
 
 _CURE = "run `dvc repro` to make it anew, or `dvc checkout` to bring it back"
@@ -60,7 +63,7 @@ def targets(model: nn.Module) -> list[str]:
 
 def _of_image_tower(tower: Any) -> list[str]:  # noqa: ANN401 - open_clip ships no types
     if isinstance(tower, TimmModel):
-        blocks = [name for name, module in tower.named_modules() if name.endswith((".attn.qkv", ".attn.proj"))]
+        blocks = [name for name, module in tower.named_modules() if name.endswith(_BLOCK_PROJECTIONS)]
         return blocks or [*_convolutions("trunk.layer4", tower.trunk, "layer4"), *_projection(tower)]
     if isinstance(tower, ModifiedResNet):
         return _convolutions("layer4", tower, "layer4")
@@ -119,7 +122,9 @@ def _keep_weights(attention: Any) -> None:  # noqa: ANN401 - peft's
 
     def restore(*_: object) -> None:
         for layer, name, weight in kept:
-            setattr(layer, name, nn.Parameter(weight, requires_grad=False))
+            # The model may have moved since.
+            place = getattr(layer, name).device
+            setattr(layer, name, nn.Parameter(weight.to(place), requires_grad=False))
 
     attention.register_forward_pre_hook(restore)
 
@@ -258,7 +263,8 @@ def _card(folder: Path) -> dict[str, Any]:
     path = folder / CARD
     try:
         card = yaml_text.read(path)
-        if {"sha256", "weights", "change"} <= set(card) and {CONFIG, WEIGHTS} <= set(card["sha256"]):
+        known = {"sha256", "weights", "change"} <= set(card) and {CONFIG, WEIGHTS} <= set(card["sha256"])
+        if known and isinstance(card["change"], float):
             return dict(card)
         reason = "keys are missing"
     except FileNotFoundError:

@@ -91,6 +91,11 @@ class Look:
                 f"ttd.segment.stride: {wanted.stride} pixels from a window to the next leave pixels between windows of "
                 f"{window}; set it to {window} or less"
             )
+        if wanted.image_size < window:
+            raise ParamsError(
+                f"ttd.segment.image_size: {wanted.image_size} pixels are less than a window of {window}, which would "
+                f"mostly be filled; set it to {2 * window}, say, and ttd.segment.stride to {window // 2}"
+            )
         scales = tuple(wanted.scales)
         refined = wanted.pamr, params.slope, params.shift
         return cls(wanted.image_size, window, wanted.stride, scales, wanted.flip, *refined)

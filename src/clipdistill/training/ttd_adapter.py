@@ -6,21 +6,23 @@ import io
 import logging
 import math
 import shutil
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from clipdistill import distributed, store
-from clipdistill.clip import adapter
+from clipdistill.clip import adapter, tagging
 from clipdistill.clip.tagging import Maps, Tagger
 from clipdistill.clip.teacher import Teacher
 from clipdistill.datasets.captions.table import CaptionTable
-from clipdistill.errors import ClipdistillError, DataError, ParamsError
+from clipdistill.errors import ArtifactError, ClipdistillError, DataError, ParamsError
 from clipdistill.methods import ttd
 from clipdistill.params import Params, TtdParams
 from clipdistill.stage import Paths
@@ -83,8 +85,12 @@ def train_ttd(params: Params, command: list[str]) -> None:
     torch.backends.cudnn.deterministic = True
     paths = Paths(params.dataset.name)
     model = ttd_setup.plain_teacher(params)
+    model.model.to(machine.device)
     size = ttd_setup.image_size(params.ttd, model)
     task = _Task(CaptionTable.load(paths.captions("train")), model, size, params.ttd)
+    cut = tagging.cut_off(model.tokenizer, task.table.captions)
+    if cut and distributed.rank() == 0:
+        logger.warning("train@ttd: %d captions are longer than the text encoder reads; their ends do not count", cut)
     provenance = _provenance(task, machine.dtype)
     identity = store.fingerprint([provenance, machine.device.type, code_digest(_CODE)])
     folder = work_root() / "train/ttd" / identity[:32]
@@ -94,7 +100,7 @@ def train_ttd(params: Params, command: list[str]) -> None:
         last = trainer.run()
         if distributed.rank() == 0:
             adapter.save(paths.ttd_adapter, trainer.adapted.cpu(), model.identity["weights"], provenance)
-            store.write_json(METRICS, {"pairs": len(task.table), "kept": len(rows), **last})
+            store.write_json(METRICS, {"pairs": len(task.table), "kept": len(rows), "captions_cut_off": cut, **last})
             shutil.rmtree(folder)
         distributed.barrier()
 
@@ -116,9 +122,15 @@ def _provenance(task: _Task, dtype: torch.dtype) -> dict[str, Any]:
 def _kept_rows(task: _Task, machine: Machine, folder: Path) -> Rows:
     """Rows of the pairs that training keeps; a killed run does not look at all pairs again."""
     file = folder / "kept.npy"
-    if file.exists():
-        return np.asarray(np.load(io.BytesIO(checkpoint.without_sum(file)), allow_pickle=False), dtype=np.int64)
-    task.model.model.to(machine.device)
+    there = file.exists()
+    # Nobody may write it before everybody has looked.
+    distributed.barrier()
+    if there:
+        try:
+            return np.asarray(np.load(io.BytesIO(checkpoint.without_sum(file)), allow_pickle=False), dtype=np.int64)
+        # NumPy reads the header with Python's tokenizer: its errors are no short list.
+        except Exception as error:
+            raise ArtifactError(f"{file} is damaged ({error}): remove {folder} and train again") from None
     rows = ttd_pairs.kept(task.model, task.table, task.params.keep, machine)
     logger.info("train@ttd: %d of %d pairs are kept", len(rows), len(task.table))
     world, batch = distributed.world_size(), task.params.recipe.batch_size
@@ -210,7 +222,8 @@ class _Trainer:
         parts = [part.to(device) for part in (texts.captions, texts.words, texts.word_of)]
         with autocast(device, self._machine.dtype):
             maps = self._network(images, *parts)
-            scores = self._scores(images, parts, maps, texts.valid.to(device))
+            looked = self._chooser(images, parts, maps)
+        scores = self._score(*looked, texts.valid.to(device))
         if not bool(torch.isfinite(scores).all()):
             raise ClipdistillError(f"train@ttd: the maps are no longer finite; {_CURE}")
         valid = texts.valid.to(device)
@@ -230,21 +243,33 @@ class _Trainer:
         return torch.cat([torch.ones(1, dtype=torch.float64), means]) * len(rows)
 
     @torch.no_grad()
-    def _scores(self, images: Tensor, texts: list[Tensor], maps: Maps, valid: Tensor) -> Tensor:
-        """What chooses the words, [B, K], of the network as it is now or as it was before it learnt anything."""
-        if self._task.params.chosen_by == "learner":
-            return self._score(images, maps, valid)
-        with self.adapted.disable_adapter():
-            return self._score(images, self._tagger(images, *texts), valid)
+    def _chooser(self, images: Tensor, texts: list[Tensor], maps: Maps) -> tuple[Maps, Tensor | None]:
+        """What chooses the words sees: maps, and where it looks at whole images, their embeddings [B, D].
 
-    def _score(self, images: Tensor, maps: Maps, valid: Tensor) -> Tensor:
+        It is the network as it is now, or as it was before it learnt anything.
+        """
+        params = self._task.params
+        plain = params.chosen_by == "frozen"
+        with self.adapted.disable_adapter() if plain else nullcontext():
+            whole = self._whole(images) if params.score == "image" else None
+            return self._tagger(images, *texts) if plain else maps, whole
+
+    def _whole(self, images: Tensor) -> Tensor:
+        """Embeddings of whole images at the encoder's own side, as evaluation has them."""
+        side = self._task.model.preprocessing.size
+        small = F.interpolate(images, (side, side), mode="bilinear", antialias=True)
+        seen: Tensor = self._task.model.model.encode_image(small)
+        return seen.float()
+
+    @torch.no_grad()
+    def _score(self, maps: Maps, whole: Tensor | None, valid: Tensor) -> Tensor:
+        """Scores of the words, [B, K]."""
         params, scale = self._task.params, self._task.scale
         if params.score == "text":
             return ttd.text_scores(maps.sentence, maps.words, valid, scale)
-        if params.score == "image":
-            seen = self._task.model.model.encode_image(images)
-            return ttd.image_scores(seen.float(), maps.words, valid, scale)
-        return ttd.tag_scores(maps.tags, valid, params.score, scale)
+        if whole is not None:
+            return ttd.image_scores(whole, maps.words, valid, scale)
+        return ttd.tag_scores(maps.tags, valid, ttd_setup.pixel_rule(params), scale)
 
     def _save(self, epoch: int) -> None:
         state = {name: value.detach() for name, value in self._learning.items()}

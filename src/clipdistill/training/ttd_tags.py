@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,6 +171,8 @@ def _caption_overlap(tags: Tags, train: CaptionTable, val: CaptionTable) -> dict
     if not len(chooses) or not len(counts):
         return {}
     threshold = tags.overlap(train, chooses[:_CHOOSE_BY]).best_threshold()
+    if math.isnan(threshold):
+        return {}
     found = tags.overlap(val, counts).figures()
     key = f"{threshold:.2f}"
     return {"IoU": found["summed"][key], "IoU_per_image": found["per_image"][key], "threshold": threshold}

@@ -44,7 +44,7 @@ SEEN = "fire mill bill system front top side bottom two three call show back can
 
 
 def test_function_words_are_few_and_none_can_be_seen() -> None:
-    assert 100 < len(function_words()) < 160
+    assert 100 < len(function_words()) < 170
     assert not function_words() & set(SEEN.split())
     assert {"a", "the", "of", "with", "and", "is", "she", "themselves"} <= function_words()
 

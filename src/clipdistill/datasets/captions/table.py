@@ -153,5 +153,8 @@ def _read(path: Path, offset: int, size: int, expected_hash: str) -> bytes:
     except OSError as error:
         raise UnreadableImageError(f"{path}: cannot be read ({error.strerror}); `dvc repro` checks all") from None
     if images.content_hash(data) != expected_hash:
-        raise UnreadableImageError(f"{path}: its bytes have changed since the caption table was made; run `dvc repro`")
+        raise UnreadableImageError(
+            f"{path}: its bytes have changed since the caption table was made; run "
+            "`dvc repro --force stages/ttd/dvc.yaml:tags`"
+        )
     return data
