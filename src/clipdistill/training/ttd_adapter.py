@@ -238,7 +238,8 @@ class _Trainer:
                 ttd.calibrate(maps.caption, params.slope, params.shift).mean(),
                 ttd.union_target(ttd.tag_targets(maps.tags, selected)).mean(),
             )
-            chosen = selected.sum() / valid.sum().clamp(min=1)
+            # By pair, so that it does not depend on who has which pairs.
+            chosen = (selected.sum(dim=1) / valid.sum(dim=1).clamp(min=1)).mean()
         means = torch.stack([losses.total.detach(), losses.caption.detach(), chosen, *areas]).double().cpu()
         return torch.cat([torch.ones(1, dtype=torch.float64), means]) * len(rows)
 
