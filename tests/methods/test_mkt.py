@@ -259,6 +259,14 @@ def test_no_active_pair_is_0_without_a_gradient() -> None:
     assert mkt.rank_loss(*more) == 1.5
 
 
+def test_an_image_with_one_active_pair_counts_in_the_mean_like_any_other() -> None:
+    # Hinges 1.5, 1.25 and, of two pairs, 1 and 0.5.
+    scores = torch.tensor([[0.0, 0.5, 9.0], [0.0, 0.25, 9.0], [0.0, 0.0, -0.5]])
+    labels = torch.tensor([[1, 0, -1], [1, 0, -1], [1, 0, 0]])
+    assert mkt.rank_loss(scores[:2], labels[:2]) == (1.5 + 1.25) / 2
+    assert mkt.rank_loss(scores, labels) == pytest.approx((1.5 + 1.25 + 0.75) / 3)
+
+
 def test_pairs_that_are_just_apart_are_active_for_both_labels_or_for_neither() -> None:
     source = torch.Generator().manual_seed(0)
     present = torch.randn(500, 1, generator=source) / 5

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from clipdistill.methods import ccd, cdul, checks
+from clipdistill.methods import ccd, cdul, checks, ttd
 from clipdistill.methods.standardise import standardise
 
 GENERATOR = torch.Generator().manual_seed(5)
@@ -19,6 +19,7 @@ def half(*shape: int) -> Tensor:
 
 
 A, B, MAPS, WEIGHT = half(6, 4), half(6, 4), half(3, 5, 5), half(6)
+TAGS, TAGGED, IMAGES, MASKS = half(6, 3, 4), torch.ones(6, 3, dtype=torch.bool), half(1, 3, 6, 7), half(1, 2, 6, 7)
 OFFSET, BIAS = torch.tensor([0, 2, 4, 6]), torch.tensor([0.5, 0.25, 0.75, 0.9])
 
 IN_FLOAT32: dict[str, Callable[[Callable[[Tensor], Tensor]], Tensor]] = {
@@ -33,6 +34,9 @@ IN_FLOAT32: dict[str, Callable[[Callable[[Tensor], Tensor]], Tensor]] = {
     "gradient_alignment, softmax": lambda to: cdul.gradient_alignment(to(A), to(B), head="softmax"),
     "bernoulli_kl": lambda to: cdul.bernoulli_kl(to(A), to(B)),
     "categorical_kl": lambda to: cdul.categorical_kl(to(A), to(B)),
+    "image_scores": lambda to: ttd.image_scores(to(A), to(TAGS), TAGGED),
+    "text_scores": lambda to: ttd.text_scores(to(A), to(TAGS), TAGGED),
+    "pamr": lambda to: ttd.pamr(to(IMAGES), to(MASKS), (1, 2), 2),
 }
 
 

@@ -73,6 +73,19 @@ def test_whole_scores_by_hand() -> None:
         torch.testing.assert_close(scores(torch.tensor([[7.0, 0.0]]), tags, valid, scale=5.0), expected)
 
 
+def test_cosines_are_multiplied_by_a_hundred_unless_told_otherwise() -> None:
+    """Tags so near to each other that another scale shows: 0.01 apart, and 0.02 apart times 1 / |(1, 0.9)|."""
+    valid = torch.tensor([[True, True]])
+    maps = torch.tensor([[[[0.25]], [[0.24]]]], dtype=torch.float64)
+    first = 1 / (1 + math.exp(-1))
+    torch.testing.assert_close(ttd.tag_scores(maps, valid), torch.tensor([[first, 1 - first]]).double())
+    tags = torch.tensor([[[0.8, 0.6], [0.6, 0.8]]], dtype=torch.float64)
+    first = 1 / (1 + math.exp(-2 / math.sqrt(1.81)))
+    for scores in (ttd.image_scores, ttd.text_scores):
+        whole = torch.tensor([[1.0, 0.9]], dtype=torch.float64)
+        torch.testing.assert_close(scores(whole, tags, valid), torch.tensor([[first, 1 - first]]).double())
+
+
 def test_pixels_find_the_tag_that_the_whole_image_hides() -> None:
     cells = torch.nn.functional.one_hot(torch.tensor([0, 0, 0, 1]), 3).float()  # [M, D]
     tags = torch.eye(3)[None]
@@ -575,6 +588,8 @@ PARTS = [torch.zeros(2, 2)] * 2
         (lambda: ttd.merge_windows([], [], 2, 4), "leave 8 out"),
         (lambda: ttd.confusion_shares(FLAT), r"confusion must be \[C, C\], but is \[2, 3\]"),
         (lambda: ttd.confusion_shares(torch.zeros(0, 0)), "confusion"),
+        (lambda: ttd.confusion_shares(FLAT[0]), r"confusion must be \[C, C\], but is \[3\]"),
+        (lambda: ttd.confusion_shares(torch.zeros(2, 2, 2)), r"confusion must be \[C, C\], but is \[2, 2, 2\]"),
         (lambda: ttd.confusion_shares(torch.tensor([[-1]])), "confusion must be finite"),
     ],
 )
