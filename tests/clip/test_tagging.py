@@ -30,7 +30,8 @@ def tokenised() -> Texts:
 
 @torch.no_grad()
 def looked(tagger: Tagger, images: torch.Tensor, texts: Texts) -> Maps:
-    return tagger(images, texts.captions, texts.words, texts.word_of)
+    maps: Maps = tagger(images, texts)
+    return maps
 
 
 def test_words_are_encoded_once_and_captions_padded() -> None:

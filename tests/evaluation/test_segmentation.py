@@ -14,7 +14,7 @@ from PIL import Image
 from torchmetrics.classification import MulticlassJaccardIndex
 
 from clipdistill.datasets.masks import masked
-from clipdistill.datasets.scenes.voc_layout import voc_palette
+from clipdistill.datasets.voc_palette import voc_palette
 from clipdistill.evaluation import mask_picture, segmentation
 from clipdistill.evaluation.segmentation import (
     THRESHOLDS,
@@ -213,5 +213,8 @@ def test_a_large_picture_is_made_smaller() -> None:
     assert Image.open(io.BytesIO(data)).size == (3 * 512 + 8, 256)
 
 
-def test_colours_are_those_of_the_generated_masks() -> None:
-    assert mask_picture.voc_colours() == voc_palette(256)
+def test_colours_are_those_of_voc() -> None:
+    colours = np.frombuffer(voc_palette(), np.uint8).reshape(256, 3)
+    first = [(0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0), (0, 0, 128), (128, 0, 128), (0, 128, 128)]
+    assert colours[:7].tolist() == list(map(list, first))
+    assert colours[[8, 16, 20, 255]].tolist() == [[64, 0, 0], [0, 64, 0], [0, 64, 128], [224, 224, 192]]

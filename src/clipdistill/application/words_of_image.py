@@ -21,6 +21,7 @@ from clipdistill.methods import ttd
 from clipdistill.params import Params
 from clipdistill.students import preprocessing
 from clipdistill.training import ttd_pairs, ttd_setup
+from clipdistill.training.ttd_setup import Way
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,11 +71,11 @@ class WordSight:
             raise ParamsError(f"--caption: {caption!r} has no words but function words; name what the image may show")
         photo = open_image(image)
         texts, maps = self._look(photo, caption, tags)
-        by_image = ttd.image_scores(self._whole(photo), maps.words, texts.valid, self._scale)[0]
-        by_text = ttd.text_scores(maps.sentence, maps.words, texts.valid, self._scale)[0]
-        by_pixel = ttd.tag_scores(maps.tags, texts.valid, ttd_setup.pixel_rule(self._params), self._scale)
-        chosen = ttd.select_tags(by_pixel, texts.valid, self._params.threshold)[0]
-        columns = (by_image.tolist(), by_text.tolist(), by_pixel[0].tolist(), chosen.tolist())
+        ways: list[Way] = ["image", "text", ttd_setup.pixel_rule(self._params)]
+        whole = self._whole(photo)
+        by_way = [ttd_setup.score_words(way, maps, texts.valid, self._scale, whole) for way in ways]
+        chosen = ttd.select_tags(by_way[-1], texts.valid, self._params.threshold)
+        columns = [part[0].tolist() for part in (*by_way, chosen)]
         scores = [WordScore(*row) for row in zip(tags, *columns, strict=True)]
         panels = [WordMap("image", None), WordMap("the caption", maps.caption[0].numpy())]
         panels += [
@@ -102,9 +103,8 @@ class WordSight:
     @torch.no_grad()
     def _look(self, photo: Image.Image, caption: str, tags: list[str]) -> tuple[Texts, Maps]:
         texts = tokenise(self._model.tokenizer, [caption], [tags])
-        parts = (part.to(self._device) for part in (texts.captions, texts.words, texts.word_of))
-        maps = self._tagger(self._pixels(photo, self._size), *parts)
-        return texts, Maps(*(part.cpu() for part in maps))
+        maps: Maps = self._tagger(self._pixels(photo, self._size), texts.to(self._device))
+        return texts, maps.cpu()
 
     @torch.no_grad()
     def _whole(self, photo: Image.Image) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 
-from clipdistill.clip.teacher import Teacher
+from clipdistill.clip.teacher import Teacher, Tokenizer
 from clipdistill.errors import ParamsError
 
 _BATCH = 256
@@ -59,13 +59,26 @@ def _refuse_equal(names: Sequence[str], tokens: torch.Tensor) -> None:
         seen[row] = name
 
 
-def _refuse_truncated(teacher: Teacher, prompts: Sequence[str], tokens: torch.Tensor) -> None:
-    """Refuse a prompt that fills the context: the tokenizer cuts longer ones off without a word.
+def filled_context(tokenizer: Tokenizer, texts: Sequence[str], tokens: torch.Tensor) -> torch.Tensor:
+    """Which texts fill the context of a text encoder: the tokenizer cuts longer ones off without a word.
 
     Then a word more changes nothing. What the tokenizer pads with does not tell: with some it is the end mark, which
     stands after the cut as well.
+
+    Args:
+        tokenizer: of the text encoder.
+        texts: M of them.
+        tokens: int64 [M, context], what it makes of them.
+
+    Returns:
+        bool [M].
     """
-    full = (tokens == teacher.tokenizer([f"{prompt} x" for prompt in prompts])).all(dim=1)
+    longer = tokenizer([f"{text} x" for text in texts])
+    return (tokens == longer).all(dim=1)
+
+
+def _refuse_truncated(teacher: Teacher, prompts: Sequence[str], tokens: torch.Tensor) -> None:
+    full = filled_context(teacher.tokenizer, prompts, tokens)
     if full.any():
         raise ParamsError(
             f"prompts: {prompts[int(full.int().argmax())]!r} does not fit into the {tokens.shape[1]} tokens that the "

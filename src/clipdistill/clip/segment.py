@@ -212,7 +212,7 @@ class Segmenter:
         score = torch.full((image.height, image.width), -torch.inf, device=self._device)
         index = torch.zeros(image.height, image.width, dtype=torch.int64, device=self._device)
         for start in range(0, len(maps), _CHUNK):
-            large = _resized_maps(maps[start : start + _CHUNK], Sides(image.height, image.width))
+            large = resized_maps(maps[start : start + _CHUNK], Sides(image.height, image.width))
             highest, which = large.max(dim=0)
             better = highest > score
             score, index = torch.where(better, highest, score), torch.where(better, which + start, index)
@@ -256,9 +256,9 @@ class Segmenter:
         """Cosines [c, h, w] of a view's pixels and texts, at the size of scale 1, from its windows' cells [n, M, D]."""
         maps = tokens.as_map(cells @ text.T)
         sides = Sides(self._look.window, self._look.window)
-        merged = ttd.merge_windows((_resized_maps(one, sides) for one in maps), view.places, *view.pixels.shape[:2])
+        merged = ttd.merge_windows((resized_maps(one, sides) for one in maps), view.places, *view.pixels.shape[:2])
         merged = merged[:, : view.sides.height, : view.sides.width]
-        return _resized_maps(merged.flip(-1) if view.mirrored else merged, base)
+        return resized_maps(merged.flip(-1) if view.mirrored else merged, base)
 
 
 def scaled_sides(image: Image.Image, shorter: int) -> Sides:
@@ -278,6 +278,6 @@ def _windows(view: _View) -> Iterator[Pixels]:
     return (view.pixels[rows, columns] for rows, columns in view.places)
 
 
-def _resized_maps(maps: Tensor, sides: Sides) -> Tensor:
+def resized_maps(maps: Tensor, sides: Sides) -> Tensor:
     """Maps [c, h, w] at another size, between whose cells values change evenly."""
     return F.interpolate(maps[None], size=tuple(sides), mode="bilinear", align_corners=False)[0]

@@ -10,8 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clipdistill.clip.prompts import filled_context
 from clipdistill.clip.teacher import ClipModel, Tokenizer
 from clipdistill.students import tokens
+
+# Captions tokenised at a time where they are counted.
+_TOKENISED = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +34,11 @@ class Texts:
     word_of: Tensor
     valid: Tensor
 
+    def to(self, device: torch.device) -> Texts:
+        """The same on a device."""
+        parts = (self.captions, self.words, self.word_of, self.valid)
+        return Texts(*(part.to(device) for part in parts))
+
 
 class Maps(NamedTuple):
     """What CLIP makes of a batch.
@@ -46,6 +55,10 @@ class Maps(NamedTuple):
     words: Tensor
     sentence: Tensor
 
+    def cpu(self) -> Maps:
+        """The same in the CPU's memory."""
+        return Maps(*(part.cpu() for part in self))
+
 
 def tokenise(tokenizer: Tokenizer, captions: Sequence[str], tags: Sequence[Sequence[str]]) -> Texts:
     """Prepare B captions and their tags; each tag is read as a text of its own, without a template."""
@@ -61,14 +74,9 @@ def tokenise(tokenizer: Tokenizer, captions: Sequence[str], tags: Sequence[Seque
 
 
 def cut_off(tokenizer: Tokenizer, captions: Sequence[str]) -> int:
-    """Count the captions of which the tokenizer cuts off the end, which it does without a word.
-
-    Then a word more changes nothing; what it pads with does not tell.
-    """
-    return sum(
-        int((tokenizer(part) == tokenizer([f"{caption} x" for caption in part])).all(dim=1).sum())
-        for part in (list(captions[start : start + 1024]) for start in range(0, len(captions), 1024))
-    )
+    """Count the captions of which the tokenizer cuts off the end, which it does without a word."""
+    parts = (captions[start : start + _TOKENISED] for start in range(0, len(captions), _TOKENISED))
+    return sum(int(filled_context(tokenizer, part, tokenizer(list(part))).sum()) for part in parts)
 
 
 class Tagger(nn.Module):
@@ -82,21 +90,19 @@ class Tagger(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, images: Tensor, captions: Tensor, words: Tensor, word_of: Tensor) -> Maps:
+    def forward(self, images: Tensor, texts: Texts) -> Maps:
         """Compare images and texts.
 
         Args:
             images: float [B, 3, S, S], normalised.
-            captions: of `Texts`, as are the next.
-            words: the same.
-            word_of: the same.
+            texts: of as many captions, on the same device.
 
         Returns:
             In float32. The map of a padded tag is that of the first word.
         """
         cells = F.normalize(tokens.dense_embeddings(self.model.visual, images).float(), dim=-1)
-        sentence = F.normalize(self.model.encode_text(captions).float(), dim=-1)
-        of_words = F.normalize(self.model.encode_text(words).float(), dim=-1)[word_of]
+        sentence = F.normalize(self.model.encode_text(texts.captions).float(), dim=-1)
+        of_words = F.normalize(self.model.encode_text(texts.words).float(), dim=-1)[texts.word_of]
         both = torch.cat([sentence[:, None], of_words], dim=1)
         # In bf16 a cosine has steps of a thousandth: a tenth of a logit, by which words would be chosen or not.
         with torch.autocast(images.device.type, enabled=False):

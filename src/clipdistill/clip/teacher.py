@@ -6,6 +6,7 @@ weights. It stands in the provenance of every embedding, so that those of two te
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 import math
@@ -104,8 +105,9 @@ def _without_adapter(params: ClipParams, teachers: Path) -> Teacher:
     return _wrap(model, params.model, quick_gelu)
 
 
+@functools.cache
 def register_architectures() -> None:
-    """Make the project's own architectures known to open_clip."""
+    """Make the project's own architectures known to open_clip, once in a process: it reads all of its lists again."""
     open_clip.add_model_config(ARCHITECTURES)
 
 

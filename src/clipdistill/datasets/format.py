@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,14 +87,6 @@ def _refuse_overlap(root: Path, out: Path) -> None:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class _Checked:
-    width: int
-    height: int
-    size: int
-    digest: str
-
-
 def _check(
     raw: RawDataset, split: Split, max_pixels: int, workers: int, problems: list[Problem]
 ) -> tuple[ImageTable, RawSplit]:
@@ -104,14 +95,14 @@ def _check(
     part = part.take(sorted(range(len(part.ids)), key=part.ids.__getitem__))
     _log.info("%s: checking %d images", split, len(part.ids))
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        results = list(pool.map(lambda path: _open(raw.image_root / path, max_pixels), part.paths))
+        results = list(pool.map(lambda path: images.check(raw.image_root / path, max_pixels), part.paths))
     rows = []
     for row, result in enumerate(results):
-        if isinstance(result, _Checked):
+        if isinstance(result, images.Checked):
             rows.append(row)
         else:
             problems.append(Problem("undecodable_image", split, part.ids[row], result))
-    good = [result for result in results if isinstance(result, _Checked)]
+    good = [result for result in results if isinstance(result, images.Checked)]
     part = part.take(rows)
     checked = ImageTable(
         root=raw.image_root,
@@ -124,18 +115,6 @@ def _check(
         max_pixels=max_pixels,
     )
     return checked, part
-
-
-def _open(path: Path, max_pixels: int) -> _Checked | str:
-    """Size and hash of an image file, or what is wrong with it."""
-    try:
-        data = path.read_bytes()
-        image = images.decode(data, str(path), max_pixels)
-    except OSError as error:
-        return f"{path}: cannot be read ({error.strerror})"
-    except images.UnreadableImageError as error:
-        return str(error)
-    return _Checked(image.width, image.height, len(data), images.content_hash(data))
 
 
 def _metrics(

@@ -10,6 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -52,8 +55,7 @@ def decode(data: bytes, name: str, max_pixels: int, limit: str = "dataset.max_pi
     Raises:
         UnreadableImageError: not an image of a known format, truncated, too large, or of 32 bits a sample.
     """
-    try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    with opened(data, name, FORMATS, "an image of a known format") as image:
         if image.width * image.height > max_pixels:
             raise UnreadableImageError(
                 f"{name}: {image.width} x {image.height} pixels are more than {limit} = {max_pixels}; scale it down, "
@@ -63,13 +65,71 @@ def decode(data: bytes, name: str, max_pixels: int, limit: str = "dataset.max_pi
         # In place, and below no conversion where there is nothing to convert: each would copy all pixels.
         ImageOps.exif_transpose(image, in_place=True)
         return _to_rgb(image, name)
+
+
+@contextmanager
+def opened(data: bytes, name: str, formats: tuple[str, ...], kind: str) -> Iterator[Image.Image]:
+    """Open an image file, not decoded yet, and whatever goes wrong in a `with` block is an error for people.
+
+    Args:
+        data: the file's bytes.
+        name: what to call it in an error.
+        formats: Pillow's names of those that are taken.
+        kind: what such a file is.
+
+    Raises:
+        UnreadableImageError: it is of none of the formats, or its decoding failed.
+    """
+    try:
+        yield Image.open(io.BytesIO(data), formats=formats)
     except UnreadableImageError:
         raise
     except UnidentifiedImageError:
-        kind = "is empty" if not data else "is not an image of a known format"
-        raise UnreadableImageError(f"{name}: {kind} ({', '.join(FORMATS)})") from None
+        reason = "is empty" if not data else f"is not {kind}"
+        raise UnreadableImageError(f"{name}: {reason} ({', '.join(formats)})") from None
     except Exception as error:
         raise UnreadableImageError(f"{name}: cannot be decoded ({error})") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """An image that can be decoded.
+
+    Attributes:
+        width: pixels, upright.
+        height: pixels, upright.
+        size: bytes.
+        digest: `content_hash` of them.
+    """
+
+    width: int
+    height: int
+    size: int
+    digest: str
+
+
+def check(
+    path: Path, max_pixels: int, limit: str = "dataset.max_pixels", offset: int = 0, size: int | None = None
+) -> Checked | str:
+    """Decode an image, to know that it can be; what is wrong with it, in a line, where it cannot.
+
+    Args:
+        path: of the image, or of a file that holds it.
+        max_pixels: as for `decode`.
+        limit: as for `decode`.
+        offset: byte of the file at which the image begins.
+        size: bytes of the image; None: all to the end of the file.
+    """
+    try:
+        with path.open("rb") as stream:
+            stream.seek(offset)
+            data = stream.read(-1 if size is None else size)
+        image = decode(data, str(path), max_pixels, limit)
+    except OSError as error:
+        return f"{path}: cannot be read ({error.strerror})"
+    except UnreadableImageError as error:
+        return str(error)
+    return Checked(image.width, image.height, len(data), content_hash(data))
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:

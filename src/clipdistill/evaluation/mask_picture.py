@@ -8,14 +8,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from clipdistill.datasets.voc_palette import voc_palette
+
 _HEIGHT, _WIDTH, _GAP = 384, 512, 4
-
-
-def voc_colours() -> bytes:
-    """VOC's palette of 256 colours: octal digit k of an index gives bit 7 - k of red, green and blue."""
-    digits = np.arange(256)[:, None] >> np.array([0, 3, 6])
-    bits = digits[:, None] >> np.arange(3)[:, None] & 1
-    return bytes((bits << np.array([7, 6, 5])).sum(axis=2).astype(np.uint8))
 
 
 def draw(image: Image.Image, truth: npt.NDArray[np.uint8], predicted: npt.NDArray[np.uint8]) -> bytes:
@@ -43,5 +38,5 @@ def draw(image: Image.Image, truth: npt.NDArray[np.uint8], predicted: npt.NDArra
 
 def _coloured(mask: npt.NDArray[np.uint8]) -> Image.Image:
     coloured = Image.fromarray(mask).convert("P")
-    coloured.putpalette(voc_colours())
+    coloured.putpalette(voc_palette())
     return coloured

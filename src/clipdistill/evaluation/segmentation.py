@@ -21,7 +21,7 @@ IGNORE = 255
 """Label of pixels that count nowhere."""
 
 THRESHOLDS: tuple[float, ...] = tuple(step / 20 for step in range(1, 20))
-"""0.05 to 0.95: what a background's score, or the threshold of a map, is chosen from."""
+"""0.05 to 0.95: what a background's score, or the threshold of a map or of a word's score, is chosen from."""
 
 
 class Confusion:

@@ -12,11 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from clipdistill.evaluation.segmentation import THRESHOLDS
+
 Flags = npt.NDArray[np.bool_]
 Scores = npt.NDArray[np.float32]
-
-THRESHOLDS: tuple[float, ...] = tuple(step / 20 for step in range(1, 20))
-"""0.05 to 0.95, of the sweep."""
 
 
 def tag_figures(chosen: Flags, truth: Flags, dropped: int = 0) -> dict[str, float]:

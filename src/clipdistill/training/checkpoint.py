@@ -56,7 +56,7 @@ class Checkpoint:
         """
         buffer = io.BytesIO()
         torch.save({field: getattr(self, field) for field in self.__slots__}, buffer)
-        write_atomically(folder / FILE, with_sum(buffer.getvalue()))
+        write_atomically(folder / FILE, _with_sum(buffer.getvalue()))
 
     @classmethod
     def read(cls, folder: Path) -> Checkpoint | None:
@@ -69,7 +69,7 @@ class Checkpoint:
         if not path.exists():
             return None
         try:
-            content = io.BytesIO(without_sum(path))
+            content = io.BytesIO(_without_sum(path))
             return cls(**torch.load(content, map_location="cpu", weights_only=True))
         # What damaged files raise in torch is no short list.
         except Exception as error:
@@ -79,9 +79,7 @@ class Checkpoint:
 
 def write_state(folder: Path, kind: Kind, epoch: int, matrix: Matrix) -> None:
     """Keep a matrix [N, C] as it is after an epoch (0: before the first)."""
-    buffer = io.BytesIO()
-    np.save(buffer, matrix, allow_pickle=False)
-    write_atomically(_file(folder, kind, epoch), with_sum(buffer.getvalue()))
+    write_array(_file(folder, kind, epoch), matrix)
 
 
 def read_states(folder: Path, kind: Kind, epochs: list[int]) -> Matrix:
@@ -90,25 +88,44 @@ def read_states(folder: Path, kind: Kind, epochs: list[int]) -> Matrix:
     Raises:
         ArtifactError: a file is missing or damaged.
     """
-    path = folder / kind
+    states = [read_array(_file(folder, kind, epoch), folder) for epoch in epochs]
+    if len({state.shape for state in states}) != 1:
+        raise ArtifactError(f"{folder / kind} holds matrices of different shapes: remove {folder} and train again")
+    return np.stack(states)
+
+
+def write_array(path: Path, array: npt.NDArray[Any]) -> None:
+    """Write an array and its checksum."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    write_atomically(path, _with_sum(buffer.getvalue()))
+
+
+def read_array(path: Path, folder: Path) -> npt.NDArray[Any]:
+    """Read what `write_array` wrote.
+
+    Args:
+        path: file.
+        folder: of the run, which an error says to remove.
+
+    Raises:
+        ArtifactError: the file is missing or damaged.
+    """
     try:
-        states = []
-        for epoch in epochs:
-            path = _file(folder, kind, epoch)
-            states.append(np.load(io.BytesIO(without_sum(path)), allow_pickle=False))
-        return np.stack(states)
-    # NumPy reads the header with Python's tokenizer: its errors are no short list. And shapes may differ.
+        array: npt.NDArray[Any] = np.load(io.BytesIO(_without_sum(path)), allow_pickle=False)
+    # NumPy reads the header with Python's tokenizer: its errors are no short list.
     except Exception as error:
         raise ArtifactError(f"{path} cannot be read ({error}): remove {folder} and train again") from None
+    return array
 
 
-def with_sum(content: bytes) -> bytes:
+def _with_sum(content: bytes) -> bytes:
     """Content and its SHA-256, for a file."""
     return content + hashlib.sha256(content).digest()
 
 
-def without_sum(path: Path) -> bytes:
-    """Content of a file that `with_sum` made.
+def _without_sum(path: Path) -> bytes:
+    """Content of a file that `_with_sum` made.
 
     Raises:
         ValueError: it was altered.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import math
 import shutil
@@ -19,10 +18,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from clipdistill import distributed, store
 from clipdistill.clip import adapter, tagging
-from clipdistill.clip.tagging import Maps, Tagger
+from clipdistill.clip.tagging import Maps, Tagger, Texts
 from clipdistill.clip.teacher import Teacher
 from clipdistill.datasets.captions.table import CaptionTable
-from clipdistill.errors import ArtifactError, ClipdistillError, DataError, ParamsError
+from clipdistill.errors import ClipdistillError, DataError, ParamsError
 from clipdistill.methods import ttd
 from clipdistill.params import Params, TtdParams
 from clipdistill.stage import Paths
@@ -121,16 +120,12 @@ def _provenance(task: _Task, dtype: torch.dtype) -> dict[str, Any]:
 
 def _kept_rows(task: _Task, machine: Machine, folder: Path) -> Rows:
     """Rows of the pairs that training keeps; a killed run does not look at all pairs again."""
-    file = folder / "kept.npy"
-    there = file.exists()
+    kept = folder / "kept.npy"
+    there = kept.exists()
     # Nobody may write it before everybody has looked.
     distributed.barrier()
     if there:
-        try:
-            return np.asarray(np.load(io.BytesIO(checkpoint.without_sum(file)), allow_pickle=False), dtype=np.int64)
-        # NumPy reads the header with Python's tokenizer: its errors are no short list.
-        except Exception as error:
-            raise ArtifactError(f"{file} is damaged ({error}): remove {folder} and train again") from None
+        return np.asarray(checkpoint.read_array(kept, folder), dtype=np.int64)
     rows = ttd_pairs.kept(task.model, task.table, task.params.keep, machine)
     logger.info("train@ttd: %d of %d pairs are kept", len(rows), len(task.table))
     world, batch = distributed.world_size(), task.params.recipe.batch_size
@@ -139,9 +134,7 @@ def _kept_rows(task: _Task, machine: Machine, folder: Path) -> Rows:
     if batch < world:
         raise ParamsError(f"ttd.recipe.batch_size: {batch} pairs an update cannot be shared by {world} processes")
     if distributed.rank() == 0:
-        buffer = io.BytesIO()
-        np.save(buffer, rows, allow_pickle=False)
-        store.write_atomically(file, checkpoint.with_sum(buffer.getvalue()))
+        checkpoint.write_array(kept, rows)
     distributed.barrier()
     return rows
 
@@ -218,15 +211,14 @@ class _Trainer:
         device, params = self._machine.device, self._task.params
         images = self._view(pixels.to(device, non_blocking=True), draws.to(device))
         images = ttd_pairs.normalised(images, self._task.model)
-        texts = ttd_pairs.texts(self._task.model, self._task.table, rows)
-        parts = [part.to(device) for part in (texts.captions, texts.words, texts.word_of)]
+        texts = ttd_pairs.texts(self._task.model, self._task.table, rows).to(device)
+        valid = texts.valid
         with autocast(device, self._machine.dtype):
-            maps = self._network(images, *parts)
-            looked = self._chooser(images, parts, maps)
-        scores = self._score(*looked, texts.valid.to(device))
+            maps = self._network(images, texts)
+            looked, whole = self._chooser(images, texts, maps)
+        scores = ttd_setup.score_words(params.score, looked, valid, self._task.scale, whole)
         if not bool(torch.isfinite(scores).all()):
             raise ClipdistillError(f"train@ttd: the maps are no longer finite; {_CURE}")
-        valid = texts.valid.to(device)
         selected = ttd.select_tags(scores, valid, params.threshold)
         losses = ttd.ttd_loss(maps.tags, maps.caption, selected, valid, params.loss, params.slope, params.shift)
         self._rule.zero_grad()
@@ -244,7 +236,7 @@ class _Trainer:
         return torch.cat([torch.ones(1, dtype=torch.float64), means]) * len(rows)
 
     @torch.no_grad()
-    def _chooser(self, images: Tensor, texts: list[Tensor], maps: Maps) -> tuple[Maps, Tensor | None]:
+    def _chooser(self, images: Tensor, texts: Texts, maps: Maps) -> tuple[Maps, Tensor | None]:
         """What chooses the words sees: maps, and where it looks at whole images, their embeddings [B, D].
 
         It is the network as it is now, or as it was before it learnt anything.
@@ -253,24 +245,14 @@ class _Trainer:
         plain = params.chosen_by == "frozen"
         with self.adapted.disable_adapter() if plain else nullcontext():
             whole = self._whole(images) if params.score == "image" else None
-            return self._tagger(images, *texts) if plain else maps, whole
+            return self._tagger(images, texts) if plain else maps, whole
 
     def _whole(self, images: Tensor) -> Tensor:
-        """Embeddings of whole images at the encoder's own side, as evaluation has them."""
+        """Embeddings of whole images at the encoder's own side, as evaluation has them: float32 [B, D]."""
         side = self._task.model.preprocessing.size
         small = F.interpolate(images, (side, side), mode="bilinear", antialias=True)
         seen: Tensor = self._task.model.model.encode_image(small)
         return seen.float()
-
-    @torch.no_grad()
-    def _score(self, maps: Maps, whole: Tensor | None, valid: Tensor) -> Tensor:
-        """Scores of the words, [B, K]."""
-        params, scale = self._task.params, self._task.scale
-        if params.score == "text":
-            return ttd.text_scores(maps.sentence, maps.words, valid, scale)
-        if whole is not None:
-            return ttd.image_scores(whole, maps.words, valid, scale)
-        return ttd.tag_scores(maps.tags, valid, ttd_setup.pixel_rule(params), scale)
 
     def _save(self, epoch: int) -> None:
         state = {name: value.detach() for name, value in self._learning.items()}

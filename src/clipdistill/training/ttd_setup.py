@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Literal
 
 import torch
+from torch import Tensor
 
 from clipdistill import distributed
 from clipdistill.clip import teacher
+from clipdistill.clip.tagging import Maps
 from clipdistill.clip.teacher import Teacher
+from clipdistill.methods import ttd
 from clipdistill.params import NO_ADAPTER, Params, TtdParams
 from clipdistill.stage import Paths
 from clipdistill.students import tokens
 from clipdistill.training.loop import Machine
 
-if TYPE_CHECKING:
-    from clipdistill.methods.ttd import Rule
+Way = Literal["image", "text"] | ttd.Rule
+"""What the words of a caption are scored by: the whole image, the caption, or pixels under a rule."""
 
 
 def plain_teacher(params: Params) -> Teacher:
@@ -45,7 +48,32 @@ def word_scale(params: TtdParams, model: Teacher) -> float:
     return model.logit_scale if params.scale == "model" else params.scale
 
 
-def pixel_rule(params: TtdParams) -> Rule:
+def score_words(way: Way, maps: Maps, valid: Tensor, scale: float, whole: Tensor | None = None) -> Tensor:
+    """Score the words of captions in one of the ways that TTD compares.
+
+    Args:
+        way: how.
+        maps: of B captions with K words.
+        valid: bool [B, K], as `Texts` has it; on the maps' device.
+        scale: of the cosines in a softmax over words.
+        whole: [B, D], embeddings of the whole images, which `image` needs.
+
+    Returns:
+        float32 [B, K], in [0, 1]; 0 for padding.
+
+    Raises:
+        ValueError: `image` without embeddings.
+    """
+    if way == "text":
+        return ttd.text_scores(maps.sentence, maps.words, valid, scale)
+    if way != "image":
+        return ttd.tag_scores(maps.tags, valid, way, scale)
+    if whole is None:
+        raise ValueError("words are scored by the whole image, whose embedding is not given")
+    return ttd.image_scores(whole, maps.words, valid, scale)
+
+
+def pixel_rule(params: TtdParams) -> ttd.Rule:
     """How words are scored by pixels: as training chooses them, where it does so by pixels."""
     return "cosine_minmax" if params.score == "cosine_minmax" else "softmax_max"
 

@@ -10,17 +10,17 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from clipdistill import distributed
+from clipdistill.clip.segment import Sides, resized_maps
 from clipdistill.clip.tagging import Maps, Tagger, Texts
 from clipdistill.clip.teacher import Teacher
 from clipdistill.datasets.captions import words
 from clipdistill.datasets.captions.table import CaptionTable
 from clipdistill.evaluation import tag_figures
 from clipdistill.evaluation.csv_file import write_csv
-from clipdistill.evaluation.segmentation import MaskOverlap
+from clipdistill.evaluation.segmentation import MaskOverlap, threshold_key
 from clipdistill.evaluation.tag_figures import Scores
 from clipdistill.methods import ttd
 from clipdistill.params import Params
@@ -29,6 +29,7 @@ from clipdistill.training import ttd_pairs, ttd_setup
 from clipdistill.training.data import ImageSource, Rows
 from clipdistill.training.loop import Machine
 from clipdistill.training.predict import autocast
+from clipdistill.training.ttd_setup import Way
 
 # Pairs of the training split by which the threshold of a caption's map is chosen.
 _CHOOSE_BY = 200
@@ -36,12 +37,12 @@ _CHOOSE_BY = 200
 
 @dataclass(frozen=True, slots=True)
 class _Looked:
-    """A batch: its rows, texts and maps, and the embeddings of the whole images, [B, D]."""
+    """A batch: its rows, texts and maps, and the embeddings of the whole images, [B, D], where they are asked for."""
 
     rows: Rows
     texts: Texts
     maps: Maps
-    whole: Tensor
+    whole: Tensor | None
 
 
 class Tags:
@@ -59,20 +60,21 @@ class Tags:
         self._size = ttd_setup.image_size(params.ttd, model)
         self._scale = ttd_setup.word_scale(params.ttd, model)
 
-    def score(self, table: CaptionTable, ways: list[str]) -> dict[str, Scores]:
+    def score(self, table: CaptionTable, ways: list[Way]) -> dict[Way, Scores]:
         """Score every candidate of every caption, in several ways.
 
         Args:
             table: N pairs.
-            ways: softmax_max, cosine_minmax, image, text.
+            ways: some.
 
         Returns:
             float32 [W] for each way, the words of a caption after one another.
         """
-        parts: dict[str, list[Scores]] = {way: [] for way in ways}
+        parts: dict[Way, list[Scores]] = {way: [] for way in ways}
         for batch in self._look(table, np.arange(len(table)), whole="image" in ways):
             for way in ways:
-                parts[way].append(self._scores(way, batch)[batch.texts.valid].numpy())
+                scores = ttd_setup.score_words(way, batch.maps, batch.texts.valid, self._scale, batch.whole)
+                parts[way].append(scores[batch.texts.valid].numpy())
         return {way: np.concatenate(found) for way, found in parts.items()}
 
     def overlap(self, table: CaptionTable, rows: Rows) -> MaskOverlap:
@@ -82,17 +84,8 @@ class Tags:
             scores = ttd.calibrate(batch.maps.caption, self._params.slope, self._params.shift)
             for row, values in zip(batch.rows.tolist(), scores, strict=True):
                 mask = torch.from_numpy(table.open_mask(row))
-                found.add(_resized(values, tuple(mask.shape)), mask.to(torch.uint8))
+                found.add(resized_maps(values[None], Sides(*mask.shape))[0], mask.to(torch.uint8))
         return found
-
-    def _scores(self, way: str, batch: _Looked) -> Tensor:
-        valid, maps = batch.texts.valid, batch.maps
-        if way == "image":
-            return ttd.image_scores(batch.whole, maps.words, valid, self._scale)
-        if way == "text":
-            return ttd.text_scores(maps.sentence, maps.words, valid, self._scale)
-        rule: Any = way
-        return ttd.tag_scores(maps.tags, valid, rule, self._scale)
 
     @torch.no_grad()
     def _look(self, table: CaptionTable, rows: Rows, whole: bool = False) -> Iterator[_Looked]:
@@ -105,20 +98,12 @@ class Tags:
         for batch, pixels in zip(batches, dense.batches(batches), strict=True):
             texts = ttd_pairs.texts(self._model, table, batch)
             with autocast(machine.device, machine.dtype):
-                parts = (part.to(machine.device) for part in (texts.captions, texts.words, texts.word_of))
-                maps = self._tagger(ttd_pairs.normalised(pixels.to(machine.device), self._model), *parts)
-                seen = torch.empty(0) if wholes is None else self._whole(next(wholes))
-            yield _Looked(batch, texts, Maps(*(part.cpu() for part in maps)), seen.float().cpu())
+                maps = self._tagger(self._pixels(pixels), texts.to(machine.device))
+                seen = None if wholes is None else self._model.model.encode_image(self._pixels(next(wholes)))
+            yield _Looked(batch, texts, maps.cpu(), None if seen is None else seen.float().cpu())
 
-    def _whole(self, pixels: Tensor) -> Tensor:
-        images = ttd_pairs.normalised(pixels.to(self._machine.device), self._model)
-        seen: Tensor = self._model.model.encode_image(images)
-        return seen
-
-
-def _resized(values: Tensor, size: tuple[int, ...]) -> Tensor:
-    """A map [h, w] at an image's size, bilinear."""
-    return F.interpolate(values[None, None], size, mode="bilinear", align_corners=False)[0, 0]
+    def _pixels(self, pixels: Tensor) -> Tensor:
+        return ttd_pairs.normalised(pixels.to(self._machine.device), self._model)
 
 
 def evaluate_tags(params: Params) -> tuple[dict[str, Any], list[dict[str, float | str]]]:
@@ -174,5 +159,5 @@ def _caption_overlap(tags: Tags, train: CaptionTable, val: CaptionTable) -> dict
     if math.isnan(threshold):
         return {}
     found = tags.overlap(val, counts).figures()
-    key = f"{threshold:.2f}"
+    key = threshold_key(threshold)
     return {"IoU": found["summed"][key], "IoU_per_image": found["per_image"][key], "threshold": threshold}

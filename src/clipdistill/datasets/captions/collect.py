@@ -103,22 +103,12 @@ _Place = tuple[str, int, int | None]
 
 
 @dataclass(frozen=True, slots=True)
-class _Image:
-    """An image that was decoded: width, height, bytes and hash."""
-
-    width: int
-    height: int
-    size: int
-    digest: str
-
-
-@dataclass(frozen=True, slots=True)
 class _Checked:
     """A pair that nothing is wrong with, its candidates, its image, and the hash of its mask or ''."""
 
     pair: Pair
     tags: list[str]
-    image: _Image
+    image: images.Checked
     mask_hash: str
 
 
@@ -132,7 +122,7 @@ def _check(
         places = [(pair.path, pair.offset, pair.size) for pair, _ in found]
         opened = _each(pool, partial(_open_image, raw.image_root, params.max_pixels), places)
         sized = zip(found, opened, strict=True)
-        wanted = [(pair.mask, image) if isinstance(image, _Image) else ("", None) for (pair, _), image in sized]
+        wanted = [(pair.mask, image) if isinstance(image, images.Checked) else ("", None) for (pair, _), image in sized]
         masked = _each(pool, partial(_open_mask, raw.image_root), wanted)
     checked = []
     for (pair, tags), image, (mask_hash, fault) in zip(found, opened, masked, strict=True):
@@ -165,22 +155,13 @@ def _each(pool: ThreadPoolExecutor, work: Callable[[Item], Result], items: Seque
     return [results[item] for item in items]
 
 
-def _open_image(root: Path, max_pixels: int, place: _Place) -> _Image | str:
+def _open_image(root: Path, max_pixels: int, place: _Place) -> images.Checked | str:
     """Size and hash of an image, or what is wrong with it."""
     path, offset, size = place
-    try:
-        with (root / path).open("rb") as stream:
-            stream.seek(offset)
-            data = stream.read() if size is None else stream.read(size)
-        image = images.decode(data, str(root / path), max_pixels, LIMIT)
-    except OSError as error:
-        return f"{root / path}: cannot be read ({error.strerror})"
-    except images.UnreadableImageError as error:
-        return str(error)
-    return _Image(image.width, image.height, len(data), images.content_hash(data))
+    return images.check(root / path, max_pixels, LIMIT, offset, size)
 
 
-def _open_mask(root: Path, wanted: tuple[str, _Image | None]) -> tuple[str, str]:
+def _open_mask(root: Path, wanted: tuple[str, images.Checked | None]) -> tuple[str, str]:
     """Hash of a mask, and what is wrong with it; '' and '' where none is wanted."""
     path, image = wanted
     if not path or not image:

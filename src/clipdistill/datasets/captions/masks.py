@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
 
-from clipdistill.datasets.images import UnreadableImageError
+from clipdistill.datasets.images import UnreadableImageError, opened
 
 # JPEG and WebP may leave something else where there was zero.
 FORMATS = ("PNG", "BMP", "GIF", "TIFF")
@@ -30,8 +27,7 @@ def decode(data: bytes, name: str, size: tuple[int, int]) -> npt.NDArray[np.bool
     Raises:
         UnreadableImageError: not an image of a known format without loss, truncated, or of another size.
     """
-    try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    with opened(data, name, FORMATS, "an image of a format that keeps zeros") as image:
         if image.size != size:
             raise UnreadableImageError(
                 f"{name}: has {image.width} x {image.height} pixels, the upright image {size[0]} x {size[1]}; a mask "
@@ -39,13 +35,6 @@ def decode(data: bytes, name: str, size: tuple[int, int]) -> npt.NDArray[np.bool
             )
         image.load()
         values = np.asarray(image)
-    except UnreadableImageError:
-        raise
-    except UnidentifiedImageError:
-        kind = "is empty" if not data else "is not an image of a format that keeps zeros"
-        raise UnreadableImageError(f"{name}: {kind} ({', '.join(FORMATS)})") from None
-    except Exception as error:
-        raise UnreadableImageError(f"{name}: cannot be decoded ({error})") from None
     if image.mode in ("LA", "PA", "La", "RGBA", "RGBa"):
         values = values[..., :-1]
     return np.asarray(values.any(axis=2) if values.ndim == 3 else values != 0, np.bool_)

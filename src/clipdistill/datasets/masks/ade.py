@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from clipdistill.datasets import prompt_names
@@ -10,9 +9,8 @@ from clipdistill.datasets.masks.masked import (
     IGNORE,
     IndexFiles,
     MaskedImages,
-    existing_files,
-    image_names,
     masked_images,
+    named_alike,
 )
 from clipdistill.datasets.raw import read_lines
 from clipdistill.errors import DataError
@@ -45,11 +43,7 @@ def read(root: Path, split: str, max_pixels: int) -> MaskedImages:
         DataError: a file is missing, or the list of names is not of its form.
     """
     classes = _classes(root / NAME_FILE)
-    folder = root / "images" / split
-    names = image_names(folder, _CURE)
-    ids = [PurePosixPath(name).stem for name in names]
-    paths = existing_files(folder, names, _CURE)
-    masks = existing_files(root / "annotations" / split, [f"{image_id}.png" for image_id in ids], _CURE)
+    ids, paths, masks = named_alike(root / "images" / split, root / "annotations" / split, _CURE)
     index_of = {0: IGNORE} | {index + 1: index for index in range(len(classes))}
     return masked_images(classes, False, ids, paths, IndexFiles(masks, index_of, max_pixels), max_pixels)
 

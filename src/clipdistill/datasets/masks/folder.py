@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from clipdistill.datasets import prompt_names
@@ -11,9 +10,8 @@ from clipdistill.datasets.masks.masked import (
     IGNORE,
     IndexFiles,
     MaskedImages,
-    existing_files,
-    image_names,
     masked_images,
+    named_alike,
 )
 
 if TYPE_CHECKING:
@@ -37,12 +35,9 @@ def read(root: Path, split: str, max_pixels: int) -> MaskedImages:
     """
     listed = prompt_names.read_class_file(root / prompt_names.CLASS_FILE, {})
     background = listed[0].name == BACKGROUND
-    folder = root / split
-    cure = f"put images into {folder / 'images'}, and a PNG of the same name for each into {folder / 'masks'}"
-    names = image_names(folder / "images", cure)
-    ids = [PurePosixPath(name).stem for name in names]
-    paths = existing_files(folder / "images", names, cure)
-    masks = existing_files(folder / "masks", [f"{image_id}.png" for image_id in ids], cure)
+    pictures, indices = root / split / "images", root / split / "masks"
+    cure = f"put images into {pictures}, and a PNG of the same name for each into {indices}"
+    ids, paths, masks = named_alike(pictures, indices, cure)
     index_of = {index: index for index in (*range(min(len(listed), IGNORE)), IGNORE)}
     files = IndexFiles(masks, index_of, max_pixels)
     return masked_images(listed[background:], background, ids, paths, files, max_pixels)

@@ -215,7 +215,7 @@ def existing_files(folder: Path, names: Sequence[str], cure: str) -> list[Path]:
     return [folder / name for name in names]
 
 
-def image_names(folder: Path, cure: str) -> list[str]:
+def _image_names(folder: Path, cure: str) -> list[str]:
     """Names of the image files right in a folder, hidden ones left out, sorted.
 
     Args:
@@ -238,6 +238,26 @@ def image_names(folder: Path, cure: str) -> list[str]:
                 f"{folder} holds {times} images called {stem!r}, and a mask would be theirs all: rename them"
             )
     return found
+
+
+def named_alike(images_in: Path, masks_in: Path, cure: str) -> tuple[list[str], list[Path], list[Path]]:
+    """Pair the images of a folder with the PNGs of the same names in another.
+
+    Args:
+        images_in: folder of the images.
+        masks_in: folder of their masks.
+        cure: what to do where one is missing.
+
+    Returns:
+        Ids, sorted by the images' names; the image of each; and its mask.
+
+    Raises:
+        DataError: as `_image_names` and `existing_files`.
+    """
+    names = _image_names(images_in, cure)
+    ids = [PurePosixPath(name).stem for name in names]
+    paths = existing_files(images_in, names, cure)
+    return ids, paths, existing_files(masks_in, [f"{image_id}.png" for image_id in ids], cure)
 
 
 def _bytes_of(path: Path) -> bytes:

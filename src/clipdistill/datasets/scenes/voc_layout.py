@@ -12,6 +12,7 @@ from PIL import Image
 from clipdistill.datasets.scenes.making import in_chunks, whole_folder
 from clipdistill.datasets.scenes.objects import CLASSES, COLOURS
 from clipdistill.datasets.scenes.scene import Scene, draw_scene
+from clipdistill.datasets.voc_palette import voc_palette
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -117,15 +118,5 @@ def _fill(node: ElementTree.Element, **fields: str | int) -> None:
 def palette_image(mask: Mask) -> Image.Image:
     """A mask uint8 [H, W] as VOC stores it: class indices, and a palette to look at them."""
     image = Image.fromarray(mask, "P")
-    image.putpalette(voc_palette(len(CLASSES) + 1))
+    image.putpalette(voc_palette()[: 3 * (len(CLASSES) + 1)])
     return image
-
-
-def voc_palette(entries: int) -> bytes:
-    """VOC's colours of class indices: octal digit k of an index gives bit 7 - k of red, green and blue."""
-    palette = bytearray()
-    for index in range(entries):
-        for channel in range(3):
-            bits = (index >> (3 * digit + channel) & 1 for digit in range(3))
-            palette.append(sum(bit << (7 - digit) for digit, bit in enumerate(bits)))
-    return bytes(palette)
