@@ -14,7 +14,6 @@ from PIL import Image
 from torchmetrics.classification import MulticlassJaccardIndex
 
 from clipdistill.datasets.masks import masked
-from clipdistill.datasets.voc_palette import voc_palette
 from clipdistill.evaluation import mask_picture, segmentation
 from clipdistill.evaluation.segmentation import (
     THRESHOLDS,
@@ -25,6 +24,7 @@ from clipdistill.evaluation.segmentation import (
     segmentation_figures,
     with_background,
 )
+from clipdistill.evaluation.voc_palette import voc_palette
 from clipdistill.methods import ttd
 
 LABELS = 5

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from clipdistill.datasets.voc_palette import voc_palette
+from clipdistill.evaluation.voc_palette import voc_palette
 
 _HEIGHT, _WIDTH, _GAP = 384, 512, 4
 

@@ -12,7 +12,7 @@ from PIL import Image
 from clipdistill.datasets.scenes.making import in_chunks, whole_folder
 from clipdistill.datasets.scenes.objects import CLASSES, COLOURS
 from clipdistill.datasets.scenes.scene import Scene, draw_scene
-from clipdistill.datasets.voc_palette import voc_palette
+from clipdistill.evaluation.voc_palette import voc_palette
 
 if TYPE_CHECKING:
     from pathlib import Path
