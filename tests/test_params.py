@@ -92,6 +92,8 @@ def test_exponents_without_a_point_are_numbers(tmp_path: Path) -> None:
         ("mkt: {top_k: []}", r"mkt\.top_k: .*at least 1 item"),
         ("mkt: {top_k: [3, 0]}", r"mkt\.top_k\.1: .*greater than or equal to 1, found 0"),
         ("evaluate: {threshold: 2}", r"evaluate\.threshold"),
+        ('dataset: {root: "a\\0b"}', r"dataset\.root: holds a zero byte"),
+        ('ttd: {captions: {train: "a\\0b.csv"}}', r"ttd\.captions\.train: holds a zero byte"),
         ("evaluate: 3", r"evaluate"),
         ("- a list", r"top level"),
         ("a: [1", "is not valid YAML"),

@@ -70,6 +70,13 @@ def test_a_stage_that_fails_leaves_no_record(tmp_path: Path) -> None:
     assert records(tmp_path) == {}
 
 
+def test_what_the_system_refuses_is_one_line_with_the_file(tmp_path: Path) -> None:
+    (tmp_path / "metrics").write_text("")
+    result = run(tmp_path, "import pathlib; pathlib.Path('metrics').mkdir()")
+    assert (result.returncode, result.stderr) == (4, "error: metrics: File exists\n")
+    assert run(tmp_path, "raise OSError('of no file')").stderr.startswith("Traceback")
+
+
 def test_only_the_process_that_began_the_stage_leaves_a_record(tmp_path: Path) -> None:
     assert run(tmp_path, RANK="1", WORLD_SIZE="2").returncode == 0
     assert run(tmp_path, RANK="0", WORLD_SIZE="2", CLIPDISTILL_LAUNCHED=str(os.getpid())).returncode == 0

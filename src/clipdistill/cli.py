@@ -6,7 +6,7 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -122,20 +122,32 @@ def list_models(
 
 @app.command("show")
 def show_artifact(
-    path: Annotated[Path, typer.Argument(help="Folder of a Zarr artifact, or of a student.", metavar="FOLDER")],
+    path: Annotated[
+        Path, typer.Argument(help="Folder of a Zarr artifact, of a student, or of an adapter.", metavar="FOLDER")
+    ],
 ) -> None:
-    """Check every byte of an artifact and print its arrays and what it was made from; of a student, what it is.
+    """Check every byte of an artifact and print its arrays and what it was made from.
+
+    Of a student or an adapter, print what its card says.
 
     Example: clipdistill show cache/scenes/train/global.zarr
     """
-    from clipdistill import store  # noqa: PLC0415
-    from clipdistill.students import student_yaml  # noqa: PLC0415
+    from clipdistill import store, yaml_text  # noqa: PLC0415
+    from clipdistill.students import open_card, student_yaml  # noqa: PLC0415
 
-    if (path / student_yaml.FILE).is_file():
-        typer.echo(json.dumps(student_yaml.read(path).model_dump(), indent=2, ensure_ascii=False))
-        return
+    cards: dict[str, Callable[[Path], Any]] = {
+        student_yaml.FILE: lambda folder: student_yaml.read(folder).model_dump(),
+        open_card.FILE: lambda folder: open_card.read(folder).model_dump(),
+        "adapter.yaml": lambda folder: yaml_text.read(folder / "adapter.yaml"),
+    }
+    for name, read in cards.items():
+        if (path / name).is_file():
+            typer.echo(json.dumps(read(path), indent=2, ensure_ascii=False))
+            return
     if not (path / store.MANIFEST).exists() and not (path / "zarr.json").exists():
-        raise ArtifactError(f"{path} is no Zarr artifact, and no folder of a student: `clipdistill show --help`")
+        raise ArtifactError(
+            f"{path} is no Zarr artifact, and no folder of a student or an adapter: `clipdistill show --help`"
+        )
     group = store.read_group(path)
     report: dict[str, Any] = {"arrays": group.layout(), "provenance": group.provenance}
     typer.echo(json.dumps(report, indent=2, ensure_ascii=False))

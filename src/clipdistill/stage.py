@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TextIO
 
 from clipdistill import distributed, params
-from clipdistill.errors import ClipdistillError, ParamsError
+from clipdistill.errors import ArtifactError, ClipdistillError, ParamsError, printable
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +42,11 @@ def run(main: Callable[[], None]) -> None:
             main()
     except ClipdistillError as error:
         sys.exit(_report(error))
+    except OSError as error:
+        # Without a file it is no matter of a person's.
+        if error.filename is None:
+            raise
+        sys.exit(_report(ArtifactError(f"{printable(os.fsdecode(error.filename))}: {error.strerror}")))
     except KeyboardInterrupt:
         sys.stderr.write("interrupted; the same command goes on where it was\n")
         sys.exit(130)

@@ -7,7 +7,7 @@ from clipdistill import distributed, params, stage, store
 from clipdistill.datasets.captions.left_out import left_out
 from clipdistill.students import untrained
 from clipdistill.training import ttd_setup
-from clipdistill.training.ttd_segment import segment
+from clipdistill.training.ttd_segment import check_masked, segment
 
 logger = logging.getLogger("clipdistill.segment")
 
@@ -29,6 +29,7 @@ def main() -> None:
         return
     teachers = {"frozen": ttd_setup.plain_teacher, "ttd": ttd_setup.adapted_teacher}
     with distributed.process_group(compute.torch_device()):
+        check_masked(settings, compute)
         figures = {name: segment(settings, load(settings), compute, PICTURES / name) for name, load in teachers.items()}
         if distributed.rank() == 0:
             store.write_json(paths.ttd_segmentation, {"segmentation": figures})

@@ -44,6 +44,12 @@ def test_every_word_of_a_caption_is_scored_and_drawn(here: Path, run: Run) -> No
     assert lines[4] == ["photo-tags.png"]
 
 
+def test_a_caption_that_is_cut_off_is_told(here: Path, run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    ran = run("tags", str(here), "--caption", "a boat " * 30 + "and a cup", "--device", "cpu")
+    assert ran.code == 0, ran.err
+    assert "the caption is longer than the text encoder reads" in caplog.text
+
+
 def test_words_are_found_in_an_image_without_a_student(here: Path, run: Run) -> None:
     ran = run("heatmap", str(here), "--tags", "boat, cup", "--out", "two.png", "--device", "cpu")
     assert ran.code == 0, ran.err
@@ -55,8 +61,14 @@ def test_words_are_found_in_an_image_without_a_student(here: Path, run: Run) -> 
     ("arguments", "said"),
     [
         (["tags", "photo.jpg", "--caption", "of the"], "no words but function words"),
-        (["tags", "photo.jpg", "--caption", "a boat", "--adapter", "nowhere"], "nowhere/adapter.yaml is missing"),
-        (["tags", "missing.jpg", "--caption", "a boat"], "missing.jpg"),
+        (["tags", "photo.jpg", "--caption", "a boat"], "a lone one, 'boat', would have all"),
+        (["heatmap", "photo.jpg", "--tags", "boat,BOAT"], "'boat' and 'BOAT' are the same to the text encoder"),
+        (["heatmap", "photo.jpg", "--tags", f"cup,{'boat ' * 90}"], "does not fit into the 16 tokens"),
+        (
+            ["tags", "photo.jpg", "--caption", "boat, cup", "--adapter", "nowhere"],
+            "nowhere/adapter.yaml is missing",
+        ),
+        (["tags", "missing.jpg", "--caption", "a boat, a cup"], "missing.jpg"),
         (["heatmap", "photo.jpg"], "IMAGE is missing"),
         (["heatmap", "photo.jpg", "--tags", " , "], "name at least one"),
         (["heatmap", "photo.jpg", "--tags", "a,a"], "more than once"),

@@ -174,6 +174,11 @@ def test_other_categories_in_the_other_split_are_refused(root: Path) -> None:
         (lambda content: content.update(categories=[]), "no categories"),
         (lambda content: content["categories"][0].update(name="toothbrush"), "a name twice"),
         (lambda content: content["categories"].append({"id": 1, "name": "man"}), "an id or a name twice"),
+        # An object of objects, whose keys would be dropped: nothing would be in any image.
+        (lambda content: content.update(annotations={"1": content["annotations"][0]}), "annotations is no list"),
+        (lambda content: content.update(images={"1": content["images"][0]}), "images is no list"),
+        (lambda content: content.update(categories={}), "categories is no list"),
+        (lambda content: [item.update(image_id=777) for item in content["annotations"]], "all of its annotations are"),
     ],
 )
 def test_another_form_is_refused(root: Path, edit: Any, message: str) -> None:  # noqa: ANN401

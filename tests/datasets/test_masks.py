@@ -256,6 +256,11 @@ def test_coco_has_eighty_classes_and_a_background(coco: Path) -> None:
     assert not data.open(1)[1].any()
 
 
+def test_annotations_of_images_that_are_not_listed_are_told(coco: Path, caplog: pytest.LogCaptureFixture) -> None:
+    read("coco", coco)
+    assert "1 annotations are of images that it does not list" in caplog.text
+
+
 def test_the_smaller_object_lies_on_top_whatever_the_order(coco: Path) -> None:
     before = read("coco", coco).open(1)[1]
     content = coco_content()
@@ -290,10 +295,12 @@ def changed(**changes: Any) -> dict[str, Any]:  # noqa: ANN401
         (coco_content(images=[{"id": 1, "file_name": "1.jpg"}]), "an entry has no 'width'"),
         (coco_content(images=2 * coco_content()["images"]), "has an image or a category twice"),
         (coco_content(categories=2 * coco_content()["categories"]), "has an image or a category twice"),
-        (coco_content(images=[{"id": 1, "file_name": "../1.jpg", "width": 6, "height": 4}]), "is not one below"),
+        (coco_content(images=[{"id": 2, "file_name": "../1.jpg", "width": 6, "height": 4}]), "is not one below"),
         (coco_content(images=[]), "a split has no images"),
         ([], "a list of images, annotations and categories"),
         ({}, "an entry has no 'categories'"),
+        (coco_content(annotations={"1": coco_content()["annotations"][0]}), "annotations is no list"),
+        (coco_content(annotations=coco_content()["annotations"][3:]), "all of its annotations are of images"),
     ],
 )
 def test_coco_annotations_that_cannot_be(coco: Path, content: object, message: str) -> None:
@@ -427,6 +434,9 @@ def test_folder_without_a_background(own: Path) -> None:
         ("background\nbackground\n", "stands twice"),
         ("\n".join(f"c{number}" for number in range(256)), "there are 256 labels"),
         ("", "names no class"),
+        ("Background\ncat\n", "a class is called 'Background'.*its first line"),
+        ("_background_\ncat\n", "a class is called '_background_'"),
+        ("cat\n__background__\n", "a class is called '__background__'"),
     ],
 )
 def test_folder_names_that_cannot_be(own: Path, text: str, message: str) -> None:

@@ -240,6 +240,12 @@ def test_labels_that_unseen_classes_had_a_part_in_are_refused(data: ToyData, vit
         read_vocabulary(make_params(vit, supervision="ccd").mkt, PATHS, data.train[0])
 
 
+def test_a_lone_seen_label_is_refused(data: ToyData, vit: ToyTeacher) -> None:
+    lay_out(data, labels=[SEEN[0], *(replace(item, seen=False) for item in SEEN[1:]), *UNSEEN])
+    with pytest.raises(ParamsError, match=f"'{SEEN[0].name}' is the only seen one; name more classes"):
+        read_vocabulary(make_params(vit).mkt, PATHS, data.train[0])
+
+
 def test_pseudo_labels_of_unseen_classes_change_no_byte(data: ToyData, vit: ToyTeacher, tmp_path: Path) -> None:
     params = make_params(vit, supervision="global", **SMALL)
     cosines = toy_cosines(data.train[1])

@@ -19,7 +19,7 @@ from clipdistill.distributed import Compute
 from clipdistill.errors import DataError
 from clipdistill.evaluation.segmentation import Confusion, segmentation_figures, with_background
 from clipdistill.params import Params
-from clipdistill.training.ttd_segment import segment, training_rows
+from clipdistill.training.ttd_segment import check_masked, segment, training_rows
 
 COMPUTE = Compute(device="cpu", threads=1, workers=1)
 CLASSES = "background\nred ball\nblue box\n"
@@ -82,6 +82,21 @@ def test_the_background_is_the_best_of_its_curve_and_the_figures_are_of_it(
         image, mask = data.open(row)
         confusion.add(with_background(*segmenter.best(image, text), found["background"]), torch.from_numpy(mask))
     assert segmentation_figures(confusion.counts, data.labels, 7, found["background"]) == found
+
+
+def test_every_mask_that_is_going_to_be_read_is_opened_first(root: Path) -> None:
+    check_masked(params_of(root), COMPUTE)
+    unread = next(row for row in range(3) if row not in training_rows(3, 2))
+    for split, number, refused in (("train", unread, False), ("train", training_rows(3, 2)[0], True), ("val", 6, True)):
+        mask = root / split / "masks" / f"{number}.png"
+        good = mask.read_bytes()
+        mask.write_bytes(good[:50])
+        if refused:
+            with pytest.raises(DataError, match=f"{split}/masks/{number}.png"):
+                check_masked(params_of(root), COMPUTE)
+        else:
+            check_masked(params_of(root), COMPUTE)
+        mask.write_bytes(good)
 
 
 def test_a_background_that_is_given_needs_no_training_images(root: Path, clip: Teacher, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from torch import Tensor
 from clipdistill import distributed
 from clipdistill.application.image_files import open_image
 from clipdistill.clip import teacher
-from clipdistill.clip.tagging import Maps, Tagger, Texts, tokenise
+from clipdistill.clip.prompts import equal_texts, filled_context
+from clipdistill.clip.tagging import Maps, Tagger, Texts, cut_off, tokenise
 from clipdistill.clip.teacher import Teacher
 from clipdistill.datasets.captions import words
 from clipdistill.errors import ParamsError
@@ -22,6 +24,8 @@ from clipdistill.params import Params
 from clipdistill.students import preprocessing
 from clipdistill.training import ttd_pairs, ttd_setup
 from clipdistill.training.ttd_setup import Way
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +67,19 @@ class WordSight:
         """Score a caption's words in three ways, and draw the photo, the caption's map and those of the words.
 
         Raises:
-            ParamsError: the caption has no word that could be seen.
+            ParamsError: the caption has no word that could be seen, or one alone.
             UnreadableImageError: the file is missing or no whole image.
         """
         tags = words.candidates(caption, self._params.captions.drop_function_words)
         if not tags:
             raise ParamsError(f"--caption: {caption!r} has no words but function words; name what the image may show")
+        if len(tags) == 1:
+            raise ParamsError(
+                f"--caption: words compete, and a lone one, {tags[0]!r}, would have all of every image; name others "
+                "beside it, or see where it is with `clipdistill heatmap --tags`"
+            )
+        if cut_off(self._model.tokenizer, [caption]):
+            logger.warning("the caption is longer than the text encoder reads; its end does not count as a whole")
         photo = open_image(image)
         texts, maps = self._look(photo, caption, tags)
         ways: list[Way] = ["image", "text", ttd_setup.pixel_rule(self._params)]
@@ -88,8 +99,10 @@ class WordSight:
         """Draw where each of some texts is; returns the highest cosine of each as well.
 
         Raises:
+            ParamsError: a text is longer than the text encoder reads, or the same to it as another.
             UnreadableImageError: the file is missing or no whole image.
         """
+        self._require_told_apart(names)
         photo = open_image(image)
         _, maps = self._look(photo, names[0], names)
         best = maps.tags[0].amax(dim=(1, 2)).tolist()
@@ -99,6 +112,20 @@ class WordSight:
             for name, cam, score in zip(names, maps.tags[0], best, strict=True)
         ]
         return best, draw(photo, panels)
+
+    def _require_told_apart(self, names: list[str]) -> None:
+        tokens = self._model.tokenizer(names)
+        filled = filled_context(self._model.tokenizer, names, tokens)
+        if bool(filled.any()):
+            long = names[int(filled.int().argmax())]
+            raise ParamsError(
+                f"--tags: {long!r} does not fit into the {tokens.shape[1]} tokens that the text encoder reads: shorten "
+                "it"
+            )
+        if equal := equal_texts(names, tokens):
+            raise ParamsError(
+                f"--tags: {equal[0]!r} and {equal[1]!r} are the same to the text encoder; name one of them"
+            )
 
     @torch.no_grad()
     def _look(self, photo: Image.Image, caption: str, tags: list[str]) -> tuple[Texts, Maps]:

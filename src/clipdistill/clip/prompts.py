@@ -47,16 +47,29 @@ def embed_prompts(teacher: Teacher, names: Sequence[str], templates: Sequence[st
 
 
 def _refuse_equal(names: Sequence[str], tokens: torch.Tensor) -> None:
-    """Refuse classes of equal tokens: a tokenizer may drop case, white space and the spelling of accents."""
-    rows = tokens.reshape(len(names), -1).tolist()
+    if equal := equal_texts(names, tokens.reshape(len(names), -1)):
+        raise ParamsError(
+            f"the classes prompted {equal[0]!r} and {equal[1]!r} are the same to the text encoder; give one of them "
+            "another name, in the pipeline by dataset.prompt_names"
+        )
+
+
+def equal_texts(texts: Sequence[str], tokens: torch.Tensor) -> tuple[str, str] | None:
+    """The first two texts of equal tokens: a tokenizer may drop case, white space and the spelling of accents.
+
+    Args:
+        texts: M of them.
+        tokens: int64 [M, ...], what a tokenizer makes of them.
+
+    Returns:
+        Both; None where all differ.
+    """
     seen: dict[tuple[int, ...], str] = {}
-    for name, row in zip(names, map(tuple, rows), strict=True):
+    for text, row in zip(texts, map(tuple, tokens.tolist()), strict=True):
         if row in seen:
-            raise ParamsError(
-                f"dataset.prompt_names: the classes prompted {seen[row]!r} and {name!r} are the same to the text "
-                "encoder; give one of them another prompt name"
-            )
-        seen[row] = name
+            return seen[row], text
+        seen[row] = text
+    return None
 
 
 def filled_context(tokenizer: Tokenizer, texts: Sequence[str], tokens: torch.Tensor) -> torch.Tensor:

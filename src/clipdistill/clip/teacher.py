@@ -10,6 +10,7 @@ import functools
 import hashlib
 import logging
 import math
+import pickle
 import re
 import warnings
 from collections.abc import Callable
@@ -225,7 +226,9 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
             raise ValueError("not tensors alone")
     # See `_published`: no short list.
     except Exception as error:
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        # torch explains at length how to let a file run code.
+        lines = "" if isinstance(error, pickle.UnpicklingError) else str(error)
+        reason = next(iter(lines.splitlines()), "") or type(error).__name__
         raise TeacherError(
             f"weights {path} hold more than tensors, or none, and were not used ({reason}). They must be a whole "
             ".safetensors or .pt file of tensors by name; a TorchScript archive or a pickled model has to be converted "

@@ -87,13 +87,15 @@ class Instances:
         # The polygons are most of the file; dropping them while it is read keeps the rest small.
         content = read_json(self.path, _cure(self.path, self.images), _KEPT)
         try:
-            categories = [(number(item["id"]), text(item["name"])) for item in content["categories"]]
+            categories = [(number(item["id"]), text(item["name"])) for item in entries(content, "categories")]
             self.categories = dict(sorted(categories))
             if not categories or len(set(self.categories.values())) != len(categories):
                 raise ValueError("no categories, or an id or a name twice")
-            self.ids = [number(image["id"]) for image in content["images"]]
-            self.files = [text(image["file_name"]) for image in content["images"]]
-            pairs = [(number(item["image_id"]), number(item["category_id"])) for item in content["annotations"]]
+            images = entries(content, "images")
+            self.ids = [number(image["id"]) for image in images]
+            self.files = [text(image["file_name"]) for image in images]
+            objects = entries(content, "annotations")
+            pairs = [(number(item["image_id"]), number(item["category_id"])) for item in objects]
             self._join(np.array(pairs, dtype=np.int64).reshape(-1, 2))
         except KeyError as error:
             raise DataError(f"{self.path}: an entry has no {error}; is it COCO's instances file?") from None
@@ -110,6 +112,8 @@ class Instances:
         self.present = present[row_of]
         self.unknown = dict(pairs[listed & ~known].tolist())
         self.orphans = int((~listed).sum())
+        if self.orphans and self.ids and not listed.any():
+            raise ValueError("all of its annotations are of images that it does not list")
         self.empty = len(unique) - len(np.unique(rows[listed]))
 
 
@@ -151,6 +155,19 @@ def read_json(path: Path, cure: str, kept: Collection[str]) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise DataError(f"{path} is not of COCO's form (a list of images, annotations and categories)")
     return content
+
+
+def entries(content: dict[str, Any], key: str) -> list[Any]:
+    """One of the file's lists.
+
+    Raises:
+        KeyError: it is not there.
+        TypeError: something else stands there: an object of objects would be read as an empty list, its keys dropped.
+    """
+    value = content[key]
+    if not isinstance(value, list):
+        raise TypeError(f"{key} is no list")
+    return value
 
 
 def number(value: object) -> int:

@@ -154,7 +154,7 @@ class Fence:
         except OSError as error:
             return self._missing, f"{path} cannot be found ({error.strerror})"
         if not f"{real}/".startswith(self._inside) and not _DVC_OBJECT.search(real):
-            cure = "copy the file, or let dataset.root or dataset.images name the folder that really holds it"
+            cure = "copy the file, or let the parameters' root or image root be the folder that really holds it"
             return "outside_root", f"a symbolic link leads out of {self.folder}; {cure}"
         return None if Path(real).is_file() else (self._missing, f"{path} is not a file")
 

@@ -29,14 +29,15 @@ def open_figures(scores: Scores, labels: Labels, top_k: Sequence[int], empty_cla
         empty_class: a label without positives is left out of the mean (skip) or counts 0 (zero).
 
     Returns:
-        mAP, and P_k, R_k, F1_k for each k, percent; the number of labels without a positive where there are any.
+        mAP, and P_k, R_k, F1_k for each k, percent, but for a k that is no less than L: all labels would be predicted,
+        whatever the scores; the number of labels without a positive where there are any.
         Empty where nothing is known.
     """
     if not (labels >= 0).any():
         return {}
     mean, per_label = mean_average_precision(scores, labels, empty_class)
     figures: dict[str, Any] = {"mAP": rounded(mean)}
-    for k in top_k:
+    for k in [k for k in top_k if k < labels.shape[1]]:
         at = classification_report(scores, labels, top_k=k)[f"top{k}"]
         figures |= {f"P_{k}": rounded(at["OP"]), f"R_{k}": rounded(at["OR"]), f"F1_{k}": rounded(at["OF1"])}
     empty = int(np.isnan(per_label).sum())

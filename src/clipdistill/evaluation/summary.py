@@ -142,8 +142,8 @@ def _open_vocabulary(opened: dict[str, Any]) -> list[str]:
     if not rows:
         return []
     kinds = [kind for kind in ("zsl", "gzsl") if any(row.get(kind) for _, row in rows)]
-    at = next(key for key in rows[0][1]["gzsl"] if key.startswith("F1_"))
-    keys = [(kind, key) for kind in kinds for key in ("mAP", at)]
+    at = [key for key in rows[0][1]["gzsl"] if key.startswith("F1_")][:1]
+    keys = [(kind, key) for kind in kinds for key in ("mAP", *at)]
     heads = [f"{'open vocabulary, percent':<{_WIDTH}}" + "".join(f"{kind:>8}" for kind, _ in keys)]
     heads.append(" " * _WIDTH + "".join(f"{key:>8}" for _, key in keys))
     return ["", *heads, *(_line(text, [row.get(kind, {}).get(key) for kind, key in keys]) for text, row in rows)]

@@ -93,7 +93,7 @@ def read_vocabulary(params: MktParams, paths: Paths, table: ImageTable) -> Vocab
 
     Raises:
         ArtifactError: the labels are missing, altered, or of another image table or list of classes.
-        ParamsError: unseen classes had a part in the labels.
+        ParamsError: unseen classes had a part in the labels, or a single label is seen.
     """
     open_classes = read_classes(paths.open_classes)
     if params.supervision == "ground_truth":
@@ -132,4 +132,9 @@ def _pseudo_labels(method: str, paths: Paths, table: ImageTable) -> store.Group:
 
 
 def _of(classes: list[ClassName], labels: npt.NDArray[np.float32]) -> Vocabulary:
+    if len(classes) == 1:
+        raise ParamsError(
+            f"dataset: MKT learns which of two labels is rather in an image, and {classes[0].name!r} is the only seen "
+            "one; name more classes"
+        )
     return Vocabulary([item.name for item in classes], [item.prompt for item in classes], labels)

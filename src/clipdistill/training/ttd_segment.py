@@ -86,6 +86,26 @@ def segment(params: Params, clip: Teacher, compute: distributed.Compute, picture
     return segmentation_figures(counts, data.labels, len(data), background) | choice
 
 
+def check_masked(params: Params, compute: distributed.Compute) -> None:
+    """Open every image and mask that `segment` is going to, each process its share, before a GPU has worked for hours.
+
+    Raises:
+        DataError: one is missing or broken, or a mask does not fit its image or has a value that stands for nothing.
+    """
+    wanted = params.ttd.segment
+    val = read_masked(wanted, "val", params.dataset.max_pixels)
+    parts: list[tuple[MaskedImages, Sequence[int]]] = [(val, range(len(val)))]
+    if val.background and wanted.background == "auto":
+        train = read_masked(wanted, "train", params.dataset.max_pixels)
+        parts.append((train, training_rows(len(train), wanted.train_images)))
+    for data, rows in parts:
+        own = rows[slice(*distributed.slice_of(len(rows)))]
+        logger.info("checking %d images and masks", len(own))
+        for _ in ahead(([row] for row in own), data.open, compute.worker_count()):
+            pass
+    distributed.barrier()
+
+
 def _choose_on(data: MaskedImages, rows: Sequence[int], run: _Run) -> BackgroundChoice:
     """Choose the background's score on rows of a data set, all scores in one pass.
 

@@ -125,6 +125,7 @@ class TestTable:
         good = {"path": "a.png", "caption": "a dog", "tags": ["dog"], "mask": None}
         changes: list[dict[str, Any]] = [
             {"caption": None}, {"caption": ""}, {"caption": "NaN"}, {"caption": "of the"}, {"caption": "12 34"},
+            {"caption": "None"}, {"caption": "n/a"}, {"caption": "NULL "},
             {"caption": "word " * 3000}, {"path": None}, {"path": ""}, {"path": "none.png"}, {"tags": None},
             {"tags": [None]}, {},
         ]  # fmt: skip
@@ -132,7 +133,7 @@ class TestTable:
         table, report = left(root, train="train.parquet")
         assert by_id(table) == {"a.png-9": "a dog"} or len(table) == 1
         assert kinds(report) == {
-            "broken_annotation": 5, "empty_caption": 3, "missing_image": 1, "no_candidates": 2
+            "broken_annotation": 5, "empty_caption": 6, "missing_image": 1, "no_candidates": 2
         }  # fmt: skip
         assert "train.parquet row 0: there is no caption" in report["left_out_pairs"]
 
@@ -203,7 +204,9 @@ class TestCoco:
         assert table.paths[2] == "train2017/000000100012.png"
         assert table.truth == [["women", "hot", "dogs"], ["man's"], []]
         assert kinds(report) == {"broken_annotation": 1, "empty_caption": 2}
-        assert report["notes"] == {"images_without_captions": 1, "captions_of_unlisted_images": 0}
+        assert report["notes"] == {
+            "images_without_captions": 1, "captions_of_unlisted_images": 0, "annotations_of_unlisted_images": 0
+        }  # fmt: skip
         assert report["images"] == 2
 
     def test_without_instances_no_truth_is_known(self, root: Path) -> None:
@@ -402,7 +405,7 @@ class TestWebdataset:
         table, report = self.read(root)
         assert len(table) == 2
         assert kinds(report) == {"broken_shard": 1, "outside_root": 1}
-        for pattern in ("../*.tar", "/etc/*.tar", "train/../../*.tar", "a\0b"):
+        for pattern in ("../*.tar", "/etc/*.tar", "train/../../*.tar"):
             with pytest.raises(ParamsError, match=r"ttd\.captions\.train: .* is no pattern of files below"):
                 self.read(root, pattern)
 

@@ -14,6 +14,7 @@ import yaml
 from caption_layouts import SIZE, png, write_bytes, write_mask
 from PIL import Image
 
+from clipdistill.datasets.captions import masks
 from clipdistill.datasets.captions.table import CaptionTable
 from clipdistill.datasets.images import UnreadableImageError, content_hash
 from clipdistill.errors import ArtifactError
@@ -134,6 +135,13 @@ def test_masks_that_cannot_be_had_are_named(table: CaptionTable) -> None:
     (table.root / "m.png").unlink()
     with pytest.raises(UnreadableImageError, match=r"m\.png: cannot be read"):
         table.open_mask(0)
+
+
+def test_a_mask_of_floating_point_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "m.tif"
+    Image.fromarray(np.full((4, 6), np.nan, np.float32)).save(path)
+    with pytest.raises(UnreadableImageError, match=r"m\.tif: has samples of floating point, which may be NaN"):
+        masks.decode(path.read_bytes(), str(path), (6, 4))
 
 
 def test_a_damaged_table_is_refused_wherever_the_damage_is(path: Path) -> None:

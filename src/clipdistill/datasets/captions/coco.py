@@ -10,7 +10,7 @@ import numpy as np
 
 from clipdistill.datasets.captions.named import Names
 from clipdistill.datasets.captions.pairs import Pair, RawCaptions, read_caption
-from clipdistill.datasets.coco import Instances, number, read_json, text
+from clipdistill.datasets.coco import Instances, entries, number, read_json, text
 from clipdistill.datasets.raw import Fence, Problem, admit
 from clipdistill.errors import DataError
 
@@ -45,8 +45,11 @@ def read(params: CaptionParams, split: Split) -> RawCaptions:
     rows = admit(Fence(image_root / name), split, ids, [file for _, file in images], problems)
     files = dict(images[row] for row in rows)
     truth = None
+    notes: dict[str, int] = {}
     if (root / "annotations" / f"instances_{name}.json").exists():
-        truth = _Truth(Instances(root, image_root, name))
+        instances = Instances(root, image_root, name)
+        truth = _Truth(instances)
+        notes["annotations_of_unlisted_images"] = instances.orphans
         files = {image: file for image, file in files.items() if truth.knows(image, split, problems)}
     pairs: list[Pair] = []
     told: Counter[int] = Counter()
@@ -61,7 +64,7 @@ def read(params: CaptionParams, split: Split) -> RawCaptions:
         else:
             problems.append(Problem(caption[0], split, pair_id, caption[1]))
     listed = {image for image, _ in images}
-    notes = {
+    notes |= {
         "images_without_captions": len(listed - told.keys()),
         "captions_of_unlisted_images": sum(told[image] for image in told if image not in listed),
     }
@@ -78,8 +81,8 @@ def _read_captions(path: Path, folder: Path, split: Split) -> tuple[list[tuple[i
         raise DataError(f"{folder} is missing: {cure}")
     content = read_json(path, cure, _KEPT)
     try:
-        images = [(number(image["id"]), text(image["file_name"])) for image in content["images"]]
-        return images, [(number(item["image_id"]), item["caption"]) for item in content["annotations"]]
+        images = [(number(image["id"]), text(image["file_name"])) for image in entries(content, "images")]
+        return images, [(number(item["image_id"]), item["caption"]) for item in entries(content, "annotations")]
     except KeyError as error:
         raise DataError(f"{path}: an entry has no {error}; is it COCO's captions file?") from None
     except TypeError as error:

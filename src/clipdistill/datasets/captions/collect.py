@@ -207,6 +207,8 @@ def _counts(table: CaptionTable, checked: Sequence[_Checked], problems: Sequence
         "pairs": len(table),
         "images": len(set(zip(table.paths, table.offsets.tolist(), strict=True))),
         "candidates_per_caption": _mean(table.tags),
+        # Words of a caption compete: a lone one is always chosen.
+        "captions_with_one_candidate": sum(len(tags) == 1 for tags in table.tags),
         "distinct_words": len({word for tags in table.tags for word in tags}),
         "captions_with_truth": len(truth),
         "true_words_per_caption": _mean(truth) if truth else None,

@@ -33,6 +33,8 @@ def decode(data: bytes, name: str, size: tuple[int, int]) -> npt.NDArray[np.bool
                 f"{name}: has {image.width} x {image.height} pixels, the upright image {size[0]} x {size[1]}; a mask "
                 "needs those of its image"
             )
+        if image.mode == "F":
+            raise UnreadableImageError(f"{name}: has samples of floating point, which may be NaN; save it with 8 bits")
         image.load()
         values = np.asarray(image)
     if image.mode in ("LA", "PA", "La", "RGBA", "RGBa"):

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from clipdistill.datasets.raw import Problem, Refusal
 
 _LONGEST = 10_000
+_NOTHING = frozenset({"nan", "none", "null", "n/a", "<na>"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +72,7 @@ def read_caption(value: object) -> str | Refusal:
         return "broken_annotation", f"the caption is a {type(value).__name__}, no text"
     caption = value.strip()
     # What programs write where they have none.
-    if not caption or caption.lower() == "nan":
+    if not caption or caption.lower() in _NOTHING:
         return "empty_caption", f"the caption is {caption!r}" if caption else "the caption is blank"
     if len(caption) > _LONGEST:
         return "broken_annotation", f"the caption has {len(caption)} characters; no more than {_LONGEST} are read"

@@ -54,7 +54,7 @@ def read(params: CaptionParams, split: Split) -> RawCaptions:
 
 def _shards(root: Path, pattern: str, split: Split) -> list[str]:
     """Paths of the shards below the root, sorted."""
-    if pattern.startswith(("/", "\\")) or ".." in pattern.split("/") or "\0" in pattern:
+    if pattern.startswith(("/", "\\")) or ".." in pattern.split("/"):
         raise ParamsError(f"ttd.captions.{split}: {pattern!r} is no pattern of files below ttd.captions.root")
     try:
         names = sorted({path.relative_to(root).as_posix() for path in root.glob(pattern) if not path.is_dir()})

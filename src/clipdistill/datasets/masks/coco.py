@@ -7,12 +7,14 @@ top. Crowd regions count as their category.
 from __future__ import annotations
 
 import json
+import logging
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from clipdistill.datasets import prompt_names
+from clipdistill.datasets.coco import entries
 from clipdistill.datasets.masks.masked import Mask, MaskedImages, Size, existing_files, masked_images, require_size
 from clipdistill.datasets.masks.outlines import Outline, covered, pack
 from clipdistill.datasets.raw import read_text
@@ -21,6 +23,8 @@ from clipdistill.errors import DataError
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
+
+logger = logging.getLogger(__name__)
 
 _KEPT = frozenset({"images", "annotations", "categories", "id", "file_name", "width", "height", "name"})
 
@@ -60,9 +64,10 @@ def read(root: Path, split: str, max_pixels: int) -> MaskedImages:
     cure = f"get the instance annotations and the images of {split!r} from the COCO site, so that {path} is there"
     content = _load(path, cure)
     try:
-        categories = dict(sorted((_whole(item, "id"), _text(item, "name")) for item in content["categories"]))
-        pictures = sorted(_picture(item) for item in content["images"])
-        instances = _by_image(content["annotations"], categories)
+        categories = dict(sorted((_whole(item, "id"), _text(item, "name")) for item in entries(content, "categories")))
+        pictures = sorted(_picture(item) for item in entries(content, "images"))
+        instances = _by_image(entries(content, "annotations"), categories)
+        _require_listed(path, instances, {picture.number for picture in pictures})
     except KeyError as error:
         raise DataError(f"{path}: an entry has no {error}; is it COCO's instances file?") from None
     except (TypeError, ValueError, OverflowError) as error:
@@ -109,6 +114,15 @@ def _by_image(annotations: list[Any], categories: Mapping[int, str]) -> dict[int
             raise ValueError(f"annotation {item.number} has category {item.category}, which is not in its list")
         found[item.image].append(item)
     return {image: sorted(items, key=lambda item: item.number) for image, items in found.items()}
+
+
+def _require_listed(path: Path, instances: Mapping[int, list[_Instance]], pictures: set[int]) -> None:
+    """Refuse outlines that are all of images not in the list: every mask would be background."""
+    lost = sum(len(items) for image, items in instances.items() if image not in pictures)
+    if lost and pictures and not instances.keys() & pictures:
+        raise ValueError("all of its annotations are of images that it does not list")
+    if lost:
+        logger.warning("%s: %d annotations are of images that it does not list", path, lost)
 
 
 def _picture(entry: dict[str, Any]) -> _Picture:

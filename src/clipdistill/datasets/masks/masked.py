@@ -92,13 +92,17 @@ def masked_images(
     """Put a split together, after checking that its labels can be told apart by an index of 8 bits.
 
     Raises:
-        DataError: no image, too few or too many classes, or a class that is called as the background is.
+        DataError: no image, too few or too many classes, or a class that is called as the background is, in whatever
+            spelling.
     """
     names = [item.name for item in classes]
     if not ids:
         raise DataError("a split has no images; name one that has, in ttd.segment.train and ttd.segment.val")
-    if background and BACKGROUND in names:
-        raise DataError(f"a class is called {BACKGROUND!r}, as what is no class is; rename it")
+    if called := [name for name in names if name.strip("_ ").casefold() == BACKGROUND]:
+        raise DataError(
+            f"a class is called {called[0]!r}, as what is no class is: rename it; where one's own list of classes is "
+            f"meant to have a background, {BACKGROUND!r} is its first line"
+        )
     if not 2 <= len(names) + background <= IGNORE:
         raise DataError(
             f"there are {len(names) + background} labels, the background among them where there is one; masks of 8 "
