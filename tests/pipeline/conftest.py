@@ -6,10 +6,11 @@ import fcntl
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,8 @@ MINIATURE: dict[str, Any] = {
     "scenes": {"train_images": 40, "val_images": 20, "captions": 128, "image_size": 96},
     "pretrain_clip": {"epochs": 1, "batch_size": 64},
     "train": {
-        "student": {"image_size": 32, "output_stride": 32},
+        # A small network: what it weighs is written at every epoch, hashed, copied and pushed.
+        "student": {"backbone": "shufflenet_v2_x0_5", "image_size": 32, "output_stride": 32},
         "recipe": {"epochs": 2, "batch_size": 20, "precision": "fp32"},
         "cdul": {"warmup": 0, "step": 1.0, "sigma": 1.0},
     },
@@ -44,7 +46,7 @@ MINIATURE: dict[str, Any] = {
     },
     "ccd": {
         "update_rounds": 2,
-        "localize": {"image_size": 32, "output_stride": 8},
+        "localize": {"image_size": 96, "output_stride": 32},
         "train": {"warmup_epochs": 1, "round_epochs": 1, "epochs": 3},
     },
     "mkt": {
@@ -55,24 +57,35 @@ MINIATURE: dict[str, Any] = {
 }
 
 
+# What stages/run tells the libraries, before they are imported.
+QUIET = {"HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1", "ITERATIVE_DO_NOT_TRACK": "1"}
+# Sixty stages need not compile the same modules anew, whatever the tests themselves do.
+COMPILED = {"PYTHONDONTWRITEBYTECODE": ""}
+BINARIES = Path(sys.executable).parent
+# Where the variables of a stage server stand in a project's environment, these bring the real Python and DVC back.
+REAL_PYTHON = {"PATH": f"{BINARIES}{os.pathsep}{os.environ['PATH']}", "VIRTUAL_ENV": str(BINARIES.parent)}
+
+
 class Project:
     """A checkout in which DVC runs.
 
     Attributes:
         folder: its top.
+        python: variables by which its stages find Python and DVC.
         ran: stages of its first run.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, python: Mapping[str, str] = REAL_PYTHON) -> None:
         self.folder = folder
+        self.python = python
         self.ran: set[str] = set()
-        binaries = Path(sys.executable).parent
-        self.environment = os.environ | {
-            "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}",
-            "VIRTUAL_ENV": str(binaries.parent),
+        self.environment = {
+            **os.environ,
+            **python,
             "DVC_NO_ANALYTICS": "1",
             "CLIPDISTILL_THREADS": "1",
             "GIT_CONFIG_GLOBAL": os.devnull,
+            **COMPILED,
         }
 
     def run(self, *command: str, check: bool = True, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -119,7 +132,7 @@ class Project:
         return json.loads((self.folder / path).read_text())
 
 
-def make_project(folder: Path) -> Project:
+def make_project(folder: Path, python: Mapping[str, str] = REAL_PYTHON) -> Project:
     """Copy what the pipeline needs, shrink its parameters, and commit."""
     for name in COPIED:
         source, target = ROOT / name, folder / name
@@ -128,7 +141,7 @@ def make_project(folder: Path) -> Project:
             shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info", "dvc.lock"))
         else:
             shutil.copy(source, target)
-    project = Project(folder)
+    project = Project(folder, python)
     flat = {
         f"{section}.{key}" if not isinstance(value, dict) else f"{section}.{key}.{inner}": leaf
         for section, keys in MINIATURE.items()
@@ -155,7 +168,30 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Variables with which stages and DVC run in forks of a stage server of this process of tests."""
+    folder = tmp_path_factory.mktemp("served")
+    binaries, here = folder / "bin", Path(__file__).parent
+    binaries.mkdir()
+    for name, script in {"python": "", "dvc": BINARIES / "dvc", "clipdistill": BINARIES / "clipdistill"}.items():
+        client = [sys.executable, "-I", "-S", here / "stage_client.py", folder / "socket", sys.executable]
+        words = shlex.join(str(word) for word in [*client, script] if word)
+        (binaries / name).write_text(f'#!/bin/sh\nexec {words} "$@"\n')
+        (binaries / name).chmod(0o755)
+    command = [sys.executable, str(here / "stage_server.py"), str(folder / "socket")]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment | QUIET | COMPILED
+    ) as server:
+        assert server.stdout is not None
+        assert server.stdout.readline() == b"listening\n"
+        yield {"PATH": f"{binaries}{os.pathsep}{REAL_PYTHON['PATH']}", "VIRTUAL_ENV": str(folder)}
+        # It ends when its stdin does.
+        server.communicate()
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, served: dict[str, str]) -> Project:
     """The miniature after one whole run, committed; tests put back what they change.
 
     It is run once for all processes of tests, and each has a copy.
@@ -167,14 +203,26 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not ran.exists():
             shutil.rmtree(pattern, ignore_errors=True)
-            project = make_project(pattern)
+            project = make_project(pattern, served)
             stages = project.repro()
             project.commit()
             ran.write_text(json.dumps(sorted(stages)))
-    shutil.copytree(pattern, base / "project", symlinks=True)
-    copy = Project(base / "project")
+    copy_project(pattern, base / "project")
+    copy = Project(base / "project", served)
     copy.ran = set(json.loads(ran.read_text()))
     return copy
+
+
+def copy_project(source: Path, target: Path) -> None:
+    """Copy a project; what DVC has made read-only, in its cache and where it is linked from there, is linked."""
+
+    def copy(file: str, place: str) -> None:
+        if Path(file).lstat().st_mode & 0o222:
+            shutil.copy2(file, place, follow_symlinks=False)
+        else:
+            os.link(file, place)
+
+    shutil.copytree(source, target, symlinks=True, copy_function=copy)
 
 
 @pytest.fixture

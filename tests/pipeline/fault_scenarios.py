@@ -337,7 +337,7 @@ def full_disk() -> dict[str, Any]:
     shutil.rmtree("metrics")
     Path("metrics").symlink_to(disk / "metrics")
     found: dict[str, Any] = {}
-    kib = {"embed": [8, 48, 96, 160], "train": [0, 60_000], "evaluate": [0]}
+    kib = {"embed": [8, 48, 96, 160], "train": [0, 2_000], "evaluate": [0]}
     work = {"embed": ("embed", "snippets"), "train": ("train", "cdul"), "evaluate": ("evaluate", "cdul")}
     outs = {"embed": SNIPPETS, "train": STUDENT[:2], "evaluate": []}
     for name, words in work.items():

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, Project
+from conftest import ROOT, Project, copy_project
 
 from clipdistill import distributed
 from clipdistill.errors import ClipdistillError
@@ -32,7 +32,7 @@ class Scenarios:
 
     def __init__(self, finished: Project, folder: Path) -> None:
         self.project = Project(folder)
-        shutil.copytree(finished.folder, folder, symlinks=True)
+        copy_project(finished.folder, folder)
         shutil.rmtree(folder / ".work", ignore_errors=True)
 
     def run(self, name: str, *arguments: str, before: tuple[str, ...] = ()) -> Any:  # noqa: ANN401 - any JSON value

@@ -27,7 +27,7 @@ class Clone(Project):
     """Another member's clone of a project, with the group's remote."""
 
     def __init__(self, source: Project, folder: Path, remote: str, **options: str) -> None:
-        super().__init__(folder)
+        super().__init__(folder, source.python)
         source.run("git", "clone", "--quiet", str(source.folder), str(folder))
         set_remote(self, remote, **options)
 
