@@ -57,6 +57,7 @@ def main() -> None:
         print("listening", flush=True)
         for name in HEAVY.split():
             importlib.import_module(name)
+        _read_locks_plainly()
         # Pages that no fork's collector writes to stay shared.
         gc.freeze()
         request = _next_request(listener)
@@ -68,6 +69,21 @@ def main() -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def _read_locks_plainly() -> None:
+    """Let DVC read lock files as it reads everything else, not so that comments are kept: they have none.
+
+    It does so anew for each stage that it adds, which takes it longer than many a stage; it writes the same bytes.
+    """
+    from dvc.utils.serialize import _yaml
+
+    of_others = _yaml.parse_yaml_for_update
+
+    def parse(text: str, path: str) -> object:
+        return (_yaml.parse_yaml if str(path).endswith("dvc.lock") else of_others)(text, path)
+
+    _yaml.parse_yaml_for_update = parse
 
 
 def _next_request(listener: socket.socket) -> Request:
