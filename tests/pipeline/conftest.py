@@ -156,13 +156,26 @@ def make_project(folder: Path, python: Mapping[str, str] = REAL_PYTHON) -> Proje
     return project
 
 
+# Of the files of a finished pipeline, these take longest.
+LONGEST = ["test_pipeline.py", "test_faults.py", "test_sharing.py"]
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest file first, the others of a finished pipeline last: while one process makes it, the rest is run."""
+    """The order in which two processes take the files: what is long first, so that both end together.
+
+    The one that takes the first file makes the finished pipeline; meanwhile the other one runs what needs none.
+    """
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
 
     def turn(item: pytest.Item) -> int:
-        if item.path.name == "test_reruns.py":
+        name = item.path.name
+        if name == "test_reruns.py":
             return 0
-        return 2 if "finished" in getattr(item, "fixturenames", ()) else 1
+        if item.path not in slow:
+            return 9
+        if item.path.parent != Path(__file__).parent:
+            return 1
+        return 2 + (LONGEST.index(name) if name in LONGEST else len(LONGEST))
 
     items.sort(key=turn)
 
