@@ -245,3 +245,10 @@ def project(finished: Project) -> Iterator[Project]:
     finished.run("git", "checkout", "--quiet", "--force", ".")
     finished.run("git", "clean", "--quiet", "--force", "-d")
     finished.run("dvc", "checkout", "--force", "--quiet")
+
+
+@pytest.fixture
+def configured(finished: Project) -> Iterator[Project]:
+    """The finished project for tests that change nothing but its parameters, which are put back."""
+    yield finished
+    finished.run("git", "checkout", "--quiet", "params.yaml")

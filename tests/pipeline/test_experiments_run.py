@@ -27,15 +27,15 @@ def with_presets(project: Project) -> Iterator[Project]:
     shutil.rmtree(folder)
 
 
-def test_the_metrics_are_one_line(project: Project) -> None:
-    shown = json.loads(project.run("dvc", "metrics", "show", "--json").stdout)[""]["data"]
+def test_the_metrics_are_one_line(finished: Project) -> None:
+    shown = json.loads(finished.run("dvc", "metrics", "show", "--json").stdout)[""]["data"]
     assert list(shown) == ["metrics/summary.json"]
     figures = shown["metrics/summary.json"]["data"]
     students = {"cdul", "dense", "ccd", "global", "supervised"}
     assert set(figures["mAP"]) == students | {"teacher", "teacher_views", "teacher_dense"}
     assert set(figures["label_mAP"]) == {"global", "cdul", "cdul_refined", "dense", "ccd"}
     assert set(figures["zsl_mAP"]) == set(figures["gzsl_mAP"]) == {"mkt", "untuned", "teacher", "teacher_global"}
-    assert figures["mAP"]["cdul"] == project.json("metrics/cdul.json")["val"]["mAP"]
+    assert figures["mAP"]["cdul"] == finished.json("metrics/cdul.json")["val"]["mAP"]
 
 
 def test_a_search_runs_its_trials_and_goes_on_from_them(with_presets: Project) -> None:
@@ -79,7 +79,7 @@ def test_a_search_that_is_told_to_end_puts_the_workspace_back(with_presets: Proj
     assert with_presets.changed() == set()
 
 
-def test_plots_have_a_curve_of_precision_and_recall(project: Project, tmp_path: Path) -> None:
-    shown = json.loads(project.run("dvc", "plots", "show", "--json", "-o", str(tmp_path / "plots")).stdout)
+def test_plots_have_a_curve_of_precision_and_recall(finished: Project, tmp_path: Path) -> None:
+    shown = json.loads(finished.run("dvc", "plots", "show", "--json", "-o", str(tmp_path / "plots")).stdout)
     assert not shown.get("errors")
     assert shown["data"]["precision and recall over all classes"]

@@ -32,28 +32,28 @@ def let_go(project: Project) -> None:
     shutil.rmtree(project.folder / ".work" / "embed", ignore_errors=True)
 
 
-def test_metrics_have_the_stated_keys(project: Project) -> None:
-    labels = project.json("metrics/labels/cdul.json")["train"]
+def test_metrics_have_the_stated_keys(finished: Project) -> None:
+    labels = finished.json("metrics/labels/cdul.json")["train"]
     assert list(labels) == ["global_mAP", "aggregate_mAP", "final_mAP"]
     for method in ("teacher", "teacher_views", "teacher_dense", "cdul", "dense", "ccd", "global", "supervised"):
-        val = project.json(f"metrics/{method}.json")["val"]
+        val = finished.json(f"metrics/{method}.json")["val"]
         assert {"mAP", "CP", "CR", "CF1", "OP", "OR", "OF1", "top3"} <= set(val)
         assert 0 <= val["mAP"] <= 100
         assert ("own" in val) == (not method.startswith("teacher"))
         assert all(set(val[name]) == {"CF1", "OF1"} for name in ("own", "oracle") if name in val)
-    assert {"initial_mAP", "refined_mAP"} <= set(project.json("metrics/train/cdul.json")["train"])
-    chosen = project.json("metrics/ccd.json")["val"]
+    assert {"initial_mAP", "refined_mAP"} <= set(finished.json("metrics/train/cdul.json")["train"])
+    chosen = finished.json("metrics/ccd.json")["val"]
     assert {"epoch", "last_mAP", "last_epoch", "oracle_mAP", "oracle_epoch"} <= set(chosen)
     assert (chosen["last_epoch"], chosen["oracle_uses_labels"]) == (3, True)
     assert chosen["oracle_mAP"] >= max(chosen["mAP"], chosen["last_mAP"])
-    rounds = project.json("metrics/labels/ccd.json")["train"]
+    rounds = finished.json("metrics/labels/ccd.json")["train"]
     assert list(rounds) == ["initial_mAP", "refined_mAP", "round1_mAP", "round2_mAP"]
-    opened = project.json("metrics/mkt.json")
+    opened = finished.json("metrics/mkt.json")
     assert set(opened) == {"zsl", "gzsl", "teacher", "teacher_global", "untuned", "trained_on"}
     assert opened["trained_on"] == {"labels": 72, "of_these": 72}
     for figures in (opened, opened["teacher"], opened["teacher_global"], opened["untuned"]):
         assert {"mAP", "P_3", "R_3", "F1_3", "P_5", "R_5", "F1_5"} <= set(figures["zsl"]) & set(figures["gzsl"])
-    pictures = sorted((project.folder / "metrics" / "ccd_views").iterdir())
+    pictures = sorted((finished.folder / "metrics" / "ccd_views").iterdir())
     assert len(pictures) == 8
     assert Image.open(pictures[0]).width == 1200
 
@@ -170,15 +170,15 @@ def test_students_do_not_see_the_ground_truth(project: Project) -> None:
     assert project.json("metrics/train/cdul.json") != before[2]
 
 
-def test_a_model_folder_has_the_student_and_its_figures(project: Project) -> None:
-    cache = project.folder / "cache" / "scenes"
+def test_a_model_folder_has_the_student_and_its_figures(finished: Project) -> None:
+    cache = finished.folder / "cache" / "scenes"
     trained, model = (cache / kind / "ccd" for kind in ("students", "models"))
     assert {path.name for path in model.iterdir()} == {"student.safetensors", "student.yaml", "README.md"}
     assert (model / "student.safetensors").read_bytes() == (trained / "student.safetensors").read_bytes()
     before, card = student_yaml.read(trained), student_yaml.read(model)
     assert (before.about, before.evaluation) == ({}, None)
     assert card.model_copy(update={"about": {}, "evaluation": None}) == before
-    measured = project.json("metrics/ccd.json")["val"]
+    measured = finished.json("metrics/ccd.json")["val"]
     assert card.evaluation is not None
     assert card.evaluation.images == 20
     assert card.evaluation.figures == {
@@ -247,10 +247,10 @@ def test_real_photographs_from_files_to_metrics(project: Project) -> None:
     ],
 )
 def test_bad_parameters_are_one_message_without_a_traceback(
-    project: Project, changes: dict[str, object], stage: str, message: str
+    configured: Project, changes: dict[str, object], stage: str, message: str
 ) -> None:
-    project.set(changes)
-    result = project.run("stages/run", *stage.split(), check=False)
+    configured.set(changes)
+    result = configured.run("stages/run", *stage.split(), check=False)
     assert 0 < result.returncode < 10
     assert message in result.stderr
     assert "Traceback" not in result.stderr

@@ -16,19 +16,19 @@ pytestmark = pytest.mark.slow
 DECODE = "const [image, done] = arguments; image.decode().then(() => done(image.naturalWidth), () => done(0))"
 
 
-def test_the_report_is_of_this_run_and_reruns_nothing(project: Project) -> None:
-    text = (project.folder / "metrics" / "report.html").read_text()
+def test_the_report_is_of_this_run_and_reruns_nothing(finished: Project) -> None:
+    text = (finished.folder / "metrics" / "report.html").read_text()
     for method in ("teacher", "cdul", "ccd", "supervised"):
-        assert f">{project.json(f'metrics/{method}.json')['val']['mAP']:.2f}<" in text
+        assert f">{finished.json(f'metrics/{method}.json')['val']['mAP']:.2f}<" in text
     (commit,) = re.findall(r"commit</dt><dd>(\w{12})</dd>", text)
-    assert commit in project.run("git", "rev-list", "--abbrev-commit", "--abbrev=12", "HEAD~1").stdout.split()
+    assert commit in finished.run("git", "rev-list", "--abbrev-commit", "--abbrev=12", "HEAD~1").stdout.split()
     assert "Not recorded here" not in text
-    assert project.json(".work/times/scenes/train@ccd.json")["seconds"] > 0
-    assert project.json(".work/times/scenes/predict@ccd.json")["counts"] == {"images": 20}
+    assert finished.json(".work/times/scenes/train@ccd.json")["seconds"] > 0
+    assert finished.json(".work/times/scenes/predict@ccd.json")["counts"] == {"images": 20}
     assert "train@<wbr>ccd</th>" in text
-    assert project.changed() == set()
-    assert not project.run("git", "status", "--porcelain").stdout
-    lock = yaml.safe_load((project.folder / "dvc.lock").read_text())
+    assert finished.changed() == set()
+    assert not finished.run("git", "status", "--porcelain").stdout
+    lock = yaml.safe_load((finished.folder / "dvc.lock").read_text())
     assert lock["stages"]["report"]["outs"][0]["size"] < 3_000_000
 
 
@@ -42,8 +42,8 @@ def test_the_times_of_a_run_are_no_output(project: Project) -> None:
 
 
 @needs_chromium
-def test_a_browser_opens_the_report_and_everything_in_it_works(project: Project, tmp_path: Path) -> None:
-    with opened(project.folder / "metrics" / "report.html", tmp_path / "profile") as page:
+def test_a_browser_opens_the_report_and_everything_in_it_works(finished: Project, tmp_path: Path) -> None:
+    with opened(finished.folder / "metrics" / "report.html", tmp_path / "profile") as page:
         for width in (390, 1280):
             for scheme in ("light", "dark"):
                 assert page.width(width, scheme) <= width

@@ -104,21 +104,21 @@ RERUNS_FROM: list[tuple[dict[str, Any], set[str]]] = [
 ]
 
 
-def test_the_first_run_runs_everything_and_the_next_nothing(project: Project) -> None:
-    assert project.ran == EVERYTHING
-    assert project.repro() == set()
+def test_the_first_run_runs_everything_and_the_next_nothing(finished: Project) -> None:
+    assert finished.ran == EVERYTHING
+    assert finished.repro() == set()
 
 
 @pytest.mark.parametrize(("changes", "expected"), RERUNS_FROM, ids=[next(iter(row[0])) for row in RERUNS_FROM])
-def test_a_change_reruns_from(project: Project, changes: dict[str, Any], expected: set[str]) -> None:
-    project.set(changes)
-    assert project.changed() == expected | {"report"}
+def test_a_change_reruns_from(configured: Project, changes: dict[str, Any], expected: set[str]) -> None:
+    configured.set(changes)
+    assert configured.changed() == expected | {"report"}
 
 
-def test_how_the_machine_computes_reruns_nothing(project: Project) -> None:
-    (project.folder / "compute.yaml").write_text("processes: 2\nworkers: 3\nthreads: 1\ndevice: cpu\n")
-    assert project.changed() == set()
-    (project.folder / "compute.yaml").unlink()
+def test_how_the_machine_computes_reruns_nothing(configured: Project) -> None:
+    (configured.folder / "compute.yaml").write_text("processes: 2\nworkers: 3\nthreads: 1\ndevice: cpu\n")
+    assert configured.changed() == set()
+    (configured.folder / "compute.yaml").unlink()
 
 
 def test_an_experiment_with_another_threshold_runs_the_labels_and_what_follows(project: Project) -> None:
