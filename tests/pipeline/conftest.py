@@ -183,6 +183,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """Variables with which stages and DVC run in forks of a stage server of this process of tests."""
+    if sys.platform != "linux":
+        # Elsewhere a process with so many libraries may not survive a fork.
+        yield REAL_PYTHON
+        return
     folder = tmp_path_factory.mktemp("served")
     binaries, here = folder / "bin", Path(__file__).parent
     binaries.mkdir()
