@@ -99,6 +99,20 @@ def train_killed(seed: str) -> dict[str, Any]:
     return {"kills": attempts.kills, "finished": attempts.finished}
 
 
+def branch_killed(seed: str, name: str, argument: str, *outs: str) -> dict[str, Any]:
+    """Kill the training of another branch a few times."""
+
+    def check() -> None:
+        for file in WORK.rglob("checkpoint.pt"):
+            Checkpoint.read(file.parent)
+
+    attempts = Attempts(stage(name, argument), [Path(out) for out in outs], int(seed), check=check)
+    clean = attempts.undisturbed()
+    attempts.killed(5, share=0.5)
+    require(attempts.undisturbed() == clean, "other bytes than an undisturbed run's")
+    return {"kills": attempts.kills}
+
+
 def repro_killed(seed: str) -> dict[str, Any]:
     """Kill `dvc repro` twenty times, alone or with its stage, also while it hashes and commits."""
     small_shards()

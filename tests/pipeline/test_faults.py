@@ -60,6 +60,20 @@ def test_a_training_killed_twenty_times_ends_in_the_same_bytes(scenarios: Scenar
     assert scenarios.run("train_killed", SEED)["kills"] == 20
 
 
+@pytest.mark.parametrize(
+    ("name", "argument", "outs"),
+    [
+        ("ttd/train", "ttd", ["cache/scenes/ttd/adapter", "metrics/curves/ttd", "metrics/train/ttd.json"]),
+        ("mkt/train", "mkt", ["cache/scenes/students/mkt", "metrics/curves/mkt"]),
+    ],
+)
+def test_the_training_of_a_branch_killed_ends_in_the_same_bytes(
+    scenarios: Scenarios, name: str, argument: str, outs: list[str]
+) -> None:
+    scenarios.project.set({"ttd.recipe.epochs": 2})
+    assert scenarios.run("branch_killed", SEED, name, argument, *outs)["kills"] == 5
+
+
 def test_dvc_repro_killed_twenty_times_needs_no_person(scenarios: Scenarios) -> None:
     seen = scenarios.run("repro_killed", SEED)
     assert seen["kills"] == 20
