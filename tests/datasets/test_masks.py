@@ -380,15 +380,21 @@ def test_ade(ade: Path) -> None:
     ("text", "message"),
     [
         ("1\tx\tName of all\n", "must be a header whose last column is Name"),
+        ("Name\nwall\n", "must be a header whose last column is Name"),
         ("Idx\tName\n2\twall\n", "stands where class 1 should"),
+        ("Idx\tName\n1\twall\n2\n", "'2' has 1 cells between tabs, and the first line 2; get the file again"),
+        ("Idx\tName\n1 wall\n", "'1 wall' has 1 cells"),
+        ("Idx\tVal\tName\n1\t9\twall\n2\t8\n", r"'2\\t8' has 2 cells between tabs, and the first line 3"),
+        ("Idx\tName\n1\twall\tdoor\n", "has 3 cells"),
         ("Idx\tName\n1\tdoor, gate\n2\tdoor\n", "two classes have 'door'"),
         ("", "must be a header"),
     ],
 )
 def test_ade_names_that_cannot_be(ade: Path, text: str, message: str) -> None:
     write_text(ade / "objectInfo150.txt", text)
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DataError, match=message) as caught:
         read("ade", ade, "validation")
+    assert str(ade / "objectInfo150.txt") in str(caught.value)
 
 
 def test_ade_that_is_not_there(ade: Path) -> None:

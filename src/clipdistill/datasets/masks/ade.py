@@ -50,15 +50,21 @@ def read(root: Path, split: str, max_pixels: int) -> MaskedImages:
 
 def _classes(path: Path) -> list[ClassName]:
     """First names of the classes: the last column of a table with tabs, whose first one counts from 1."""
-    header, *lines = read_lines(path, _CURE) or [""]
-    if header.split("\t")[-1].strip() != "Name":
+    header, *rows = [[cell.strip() for cell in line.split("\t")] for line in read_lines(path, _CURE)] or [[""]]
+    if len(header) < 2 or header[-1] != "Name":
         raise DataError(f"{path}: the first line must be a header whose last column is Name; get the file again")
     names: list[str] = []
-    for line in lines:
-        number, *_, name = [cell.strip() for cell in line.split("\t")]
-        if number != str(len(names) + 1):
+    for cells in rows:
+        line = "\t".join(cells)
+        # With a cell too few, the last one may be a count and no name.
+        if len(cells) != len(header):
+            raise DataError(
+                f"{path}: {line!r} has {len(cells)} cells between tabs, and the first line {len(header)}; get the file "
+                "again, or write the cells of a line with one tab between two"
+            )
+        if cells[0] != str(len(names) + 1):
             raise DataError(f"{path}: {line!r} stands where class {len(names) + 1} should; get the file again")
-        names.append(name.split(",")[0].strip())
+        names.append(cells[-1].split(",")[0].strip())
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise DataError(f"{path}: two classes have {twice!r} as their first name; rename one there")
