@@ -18,6 +18,8 @@ Polygon = npt.NDArray[np.float32]
 # lies in the middle of one of the image.
 _FINER = 5
 _FARTHEST = 1e6
+# Pixels of the image that are drawn at once: each takes 25 bytes on the finer grid, a whole photograph gigabytes.
+_BAND = 2**20
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -94,14 +96,23 @@ def covered(outline: Outline, size: Size) -> npt.NDArray[np.bool_]:
     left, top = (int(value) for value in np.floor(corners.min(axis=0)).clip(0, size))
     right, bottom = (int(value) for value in np.ceil(corners.max(axis=0)).clip(0, size))
     if left < right and top < bottom:
-        canvas = Image.new("L", ((right - left) * _FINER, (bottom - top) * _FINER))
-        for polygon in outline:
-            # Pillow counts from the middle of a pixel.
-            places = (polygon.reshape(-1, 2) - (left, top)) * _FINER - 0.5
-            ImageDraw.Draw(canvas).polygon(places.ravel().tolist(), fill=1)
-        middle = slice(_FINER // 2, None, _FINER)
-        inside[top:bottom, left:right] = np.asarray(canvas)[middle, middle] > 0
+        # Pillow counts from the middle of a pixel. It drops fractions: here, so that bands draw what the whole would.
+        places = [np.trunc((polygon.reshape(-1, 2) - (left, top)) * _FINER - 0.5) for polygon in outline]
+        rows = max(1, _BAND // (right - left))
+        for first in range(top, bottom, rows):
+            band = inside[first : min(first + rows, bottom), left:right]
+            band[:] = _drawn([polygon - (0, (first - top) * _FINER) for polygon in places], band.shape)
     return inside
+
+
+def _drawn(polygons: list[npt.NDArray[np.float64]], shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
+    """The pixels bool [H, W] whose middle polygons [K, 2] on the finer grid cover."""
+    height, width = shape
+    canvas = Image.new("L", (width * _FINER, height * _FINER))
+    for polygon in polygons:
+        ImageDraw.Draw(canvas).polygon(polygon.ravel().tolist(), fill=1)
+    # The nearest to the middle of a pixel is the middle one of the grid.
+    return np.asarray(canvas.resize((width, height), Image.Resampling.NEAREST)) > 0
 
 
 def _inside_runs(runs: Runs, size: Size) -> npt.NDArray[np.bool_]:
