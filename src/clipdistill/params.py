@@ -38,6 +38,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Text = Annotated[str, Field(pattern=r"\S")]
 StudentSide = Annotated[int, Field(ge=32, le=2048)]
+LoraRank = Annotated[int, Field(ge=1, le=512)]
 Sha256 = Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
 
 
@@ -538,7 +539,7 @@ class TaggedScenesParams(Section):
 class LoraParams(Section):
     """Low-rank changes of the attention of both towers, and of a convolutional image tower's last stage."""
 
-    rank: Annotated[int, Field(ge=1, le=512)] = Field(16, description="r")
+    rank: LoraRank = Field(16, description="r")
     alpha: Annotated[float, Field(gt=0)] = Field(16.0, description="the change is alpha / r times the product")
 
 

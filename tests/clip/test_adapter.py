@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -173,9 +174,17 @@ def altered_config(folder: Path, **changes: object) -> None:
     """Change the configuration, and let the card know its new sum."""
     config = json.loads((folder / adapter.CONFIG).read_text()) | changes
     (folder / adapter.CONFIG).write_text(json.dumps(config))
-    card = yaml.safe_load((folder / adapter.CARD).read_text())
-    card["sha256"][adapter.CONFIG] = file_sha256(folder / adapter.CONFIG)
+    resealed(folder)
+
+
+def altered_card(folder: Path, **changes: object) -> None:
+    card = yaml.safe_load((folder / adapter.CARD).read_text()) | changes
     (folder / adapter.CARD).write_text(yaml.safe_dump(card))
+
+
+def resealed(folder: Path) -> None:
+    """Let the card vouch for what is there, as whoever hands out a folder can do."""
+    altered_card(folder, sha256={name: file_sha256(folder / name) for name in (adapter.CONFIG, adapter.WEIGHTS)})
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
@@ -185,18 +194,131 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         adapter.merge(fresh(kind[0], state), tmp_path / "good", "0" * 64)
     with pytest.raises(ArtifactError, match=r"adapter\.yaml is missing"):
         adapter.merge(fresh(kind[0], state), tmp_path / "none", digest)
-    saved(kind, tmp_path / "rank")
-    altered_config(tmp_path / "rank", r=2)
+    saved(kind, tmp_path / "targets")
+    altered_config(tmp_path / "targets", target_modules=["visual.head.proj"])
     with pytest.raises(TeacherError, match="does not fit the teacher"):
-        adapter.merge(fresh(kind[0], state), tmp_path / "rank", digest)
-    saved(kind, tmp_path / "kind")
-    altered_config(tmp_path / "kind", peft_type="IA3")
-    with pytest.raises(ArtifactError, match="only LORA is known"):
-        adapter.merge(fresh(kind[0], state), tmp_path / "kind", digest)
-    saved(kind, tmp_path / "alpha")
-    altered_config(tmp_path / "alpha", lora_alpha=80.0)
-    with pytest.raises(TeacherError, match="this version of peft"):
-        adapter.merge(fresh(kind[0], state), tmp_path / "alpha", digest)
+        adapter.merge(fresh(kind[0], state), tmp_path / "targets", digest)
+
+
+def test_a_hand_that_changed_how_much_is_added_is_told_apart_from_peft(tmp_path: Path) -> None:
+    _, digest, state = saved(("scenes-tiny", 96), tmp_path)
+    good = (tmp_path / adapter.CARD).read_text()
+    altered_config(tmp_path, lora_alpha=80.0)
+    message = r"either lora_alpha in adapter_config\.json or change in adapter\.yaml was edited .*, or another version"
+    with pytest.raises(TeacherError, match=message):
+        adapter.merge(fresh("scenes-tiny", state), tmp_path, digest)
+    altered_config(tmp_path, lora_alpha=8.0)
+    card = yaml.safe_load(good)
+    altered_card(tmp_path, change=2 * card["change"])
+    with pytest.raises(TeacherError, match=message):
+        adapter.merge(fresh("scenes-tiny", state), tmp_path, digest)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, nn.Module, str]:
+    folder = tmp_path_factory.mktemp("written")
+    _, digest, state = saved(("scenes-tiny", 96), folder)
+    return folder, fresh("scenes-tiny", state), digest
+
+
+@pytest.fixture
+def whole(written: tuple[Path, nn.Module, str], tmp_path: Path) -> tuple[Path, nn.Module, str]:
+    """A copy of an adapter that may be damaged; a model, which what is refused before peft sees it leaves as it was."""
+    shutil.copytree(written[0], tmp_path, dirs_exist_ok=True)
+    return tmp_path, *written[1:]
+
+
+def unreachable(*_: object, **__: object) -> None:
+    pytest.fail("peft was asked")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"peft_type": "IA3"}, "peft_type: Input should be 'LORA'"),
+        ({"r": 1_000_000}, "r: Input should be less than or equal to 512"),
+        ({"r": 512}, r"says r = 512, but \S+lora_[AB]\S+ in \S+adapter_model\.safetensors is \[\d+"),
+        ({"r": 2}, "says r = 2, but "),
+        ({"r": 0}, "r: .*greater than or equal to 1"),
+        ({"r": True}, "r: .*integer"),
+        ({"r": 4.0}, "r: .*integer"),
+        ({"target_modules": "("}, "target_modules: .*list"),
+        ({"target_modules": "all-linear"}, "target_modules: .*list"),
+        ({"target_modules": []}, "target_modules: "),
+        ({"target_modules": ["attn", 1]}, r"target_modules\.1: .*string"),
+        ({"lora_alpha": 0}, "lora_alpha: .*greater than 0"),
+        ({"lora_alpha": -1.0}, "lora_alpha: .*greater than 0"),
+        ({"lora_alpha": float("nan")}, "lora_alpha: "),
+        ({"lora_alpha": float("inf")}, "lora_alpha: .*finite"),
+        ({"lora_alpha": 10**400}, "lora_alpha: "),
+        ({"lora_alpha": True}, "lora_alpha: "),
+    ],
+)
+def test_a_configuration_that_means_nothing_is_refused_before_peft_sees_it(
+    whole: tuple[Path, nn.Module, str], monkeypatch: pytest.MonkeyPatch, changes: dict[str, object], message: str
+) -> None:
+    folder, model, digest = whole
+    altered_config(folder, **changes)
+    monkeypatch.setattr("peft.get_peft_model", unreachable)
+    with pytest.raises(ArtifactError, match=message) as caught:
+        adapter.merge(model, folder, digest)
+    assert str(folder / adapter.CONFIG) in str(caught.value)
+    assert "dvc repro" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, "{", "[]", "null", "\ud800", '{"r": ' + "9" * 5000 + "}"], ids=lambda text: str(len(text))
+)
+def test_what_is_no_configuration_is_refused(whole: tuple[Path, nn.Module, str], text: str) -> None:
+    folder, model, digest = whole
+    (folder / adapter.CONFIG).write_bytes(text.encode("utf-8", "surrogatepass"))
+    resealed(folder)
+    with pytest.raises(ArtifactError, match=r"adapter_config\.json is no configuration of an adapter \(.+\): run `dvc"):
+        adapter.merge(model, folder, digest)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "message"),
+    [
+        (torch.full((4, 64), float("nan")), "holds NaN or infinity"),
+        (torch.zeros(4, 64, dtype=torch.int32), r"is of torch\.int32"),
+        (torch.zeros(4, 64).to(torch.float8_e4m3fn), r"is of torch\.float8_e4m3fn"),
+        (torch.zeros(5, 64), r"says r = 4, but .* is \[5, 64\]"),
+        (torch.zeros(()), r"says r = 4, but .* is \[\]"),
+    ],
+)
+def test_tensors_that_no_adapter_has_are_refused(
+    whole: tuple[Path, nn.Module, str], tensor: torch.Tensor, message: str
+) -> None:
+    folder, model, digest = whole
+    found = safetensors.torch.load_file(folder / adapter.WEIGHTS)
+    name = next(name for name in found if ".lora_A." in name)
+    safetensors.torch.save_file(found | {name: tensor}, folder / adapter.WEIGHTS)
+    resealed(folder)
+    with pytest.raises(ArtifactError, match=message) as caught:
+        adapter.merge(model, folder, digest)
+    assert str(folder / adapter.WEIGHTS) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sha256": [adapter.CONFIG, adapter.WEIGHTS]}, r"sha256: .*dictionary"),
+        ({"sha256": {adapter.CONFIG: "0" * 64}}, r"sha256\.adapter_model\.safetensors: Field required"),
+        ({"sha256": {adapter.CONFIG: 1, adapter.WEIGHTS: None}}, r"sha256\.adapter_config\.json: .*string"),
+        ({"weights": ["a"]}, "weights: .*string"),
+        ({"change": "1"}, "change: .*number"),
+        ({"change": float("nan")}, "change: .*finite"),
+        ({"change": None}, "change: "),
+    ],
+)
+def test_a_card_that_means_nothing_is_refused(
+    whole: tuple[Path, nn.Module, str], changes: dict[str, object], message: str
+) -> None:
+    folder, model, digest = whole
+    altered_card(folder, **changes)
+    with pytest.raises(ArtifactError, match=rf"adapter\.yaml is no card of an adapter \({message}.*\): run `dvc repro"):
+        adapter.merge(model, folder, digest)
 
 
 @pytest.mark.parametrize("name", [adapter.WEIGHTS, adapter.CONFIG])

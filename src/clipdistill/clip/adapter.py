@@ -13,7 +13,6 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import safetensors
 import safetensors.torch
 import torch
 import yaml
@@ -21,20 +20,19 @@ from open_clip.modified_resnet import ModifiedResNet
 from open_clip.timm_model import TimmModel
 from torch import Tensor, nn
 
-from clipdistill import store, yaml_text
-from clipdistill.errors import ArtifactError, TeacherError
+from clipdistill import store
+from clipdistill.clip import adapter_folder
+from clipdistill.clip.adapter_folder import CARD, CONFIG, CURE, WEIGHTS
+from clipdistill.errors import TeacherError, printable
 
 if TYPE_CHECKING:
     from peft import PeftModel
-
-WEIGHTS, CONFIG, CARD = "adapter_model.safetensors", "adapter_config.json", "adapter.yaml"
 
 # Of timm's transformers, whose projections may stand together or apart.
 _BLOCK_PROJECTIONS = tuple(f".attn.{name}" for name in ("qkv", "q_proj", "k_proj", "v_proj", "proj"))
 
 Adapted: TypeAlias = "PeftModel"
 
-_CURE = "run `dvc repro` to make it anew, or `dvc checkout` to bring it back"
 _CHANGED = "lora_"
 """What stands in the name of every tensor of an adapter and of no other."""
 
@@ -201,52 +199,30 @@ def merge(model: nn.Module, folder: Path, weights: str) -> str:
         TeacherError: peft is not installed, or the adapter is for other weights or another architecture.
         ArtifactError: it is missing, damaged or altered.
     """
-    card = _card(folder)
-    if card["weights"] != weights:
+    card = adapter_folder.read_card(folder)
+    if card.weights != weights:
         raise TeacherError(
-            f"clip.adapter: {folder} was trained for weights {str(card['weights'])[:12]}, but the teacher has "
+            f"clip.adapter: {folder} was trained for weights {printable(card.weights[:12])}, but the teacher has "
             f"{weights[:12]}: name the teacher that it was trained on in `clip`, or train it anew"
         )
-    state, config = _read(folder, card)
+    state, config = adapter_folder.read(folder, card)
     peft = _peft()
     try:
-        adapted = peft.get_peft_model(model, peft.LoraConfig(**config))
+        wanted = peft.LoraConfig(r=config.r, lora_alpha=config.lora_alpha, target_modules=config.target_modules)
+        adapted = peft.get_peft_model(model, wanted)
         _load(peft, adapted, state)
     except (ValueError, TypeError, RuntimeError, KeyError) as error:
-        reason = next(iter(str(error).splitlines()), "")
-        raise TeacherError(f"clip.adapter: {folder} does not fit the teacher ({reason}); {_CURE}") from None
+        reason = printable(next(iter(str(error).splitlines()), ""))
+        raise TeacherError(f"clip.adapter: {folder} does not fit the teacher ({reason}); {CURE}") from None
     _, change = _add_to_weights(adapted)
-    if not math.isclose(change, card["change"], rel_tol=1e-3):
+    if not math.isclose(change, card.change, rel_tol=1e-3):
         raise TeacherError(
             f"clip.adapter: {folder} changes the weights by {change:.4g} here, and where it was trained by "
-            f"{card['change']:.4g}: this version of peft ({peft.__version__}) adds it otherwise; install that of "
-            "constraints.txt"
+            f"{card.change:.4g}: either lora_alpha in {CONFIG} or change in {CARD} was edited ({CURE}), or another "
+            f"version of peft than that which made it computes otherwise (this is {peft.__version__}: install that of "
+            "constraints.txt)"
         )
-    return str(card["sha256"][WEIGHTS])
-
-
-_USED = ("r", "lora_alpha", "target_modules")
-"""What of a configuration is used: a file from elsewhere shall switch on nothing else."""
-
-
-def _read(folder: Path, card: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    for name in (CONFIG, WEIGHTS):
-        path = folder / name
-        if not path.is_file():
-            raise ArtifactError(f"{path} is missing: {_CURE}")
-        if (found := store.file_sha256(path)) != card["sha256"][name]:
-            raise ArtifactError(f"{path} was altered: SHA-256 {found} is not that of {folder / CARD}: {_CURE}")
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        if config["peft_type"] != "LORA":
-            raise ValueError(f"peft_type is {config['peft_type']!r}, and only LORA is known")
-        state = safetensors.torch.load_file(folder / WEIGHTS)
-        broken = [name for name, value in state.items() if not torch.isfinite(value).all()]
-        if broken:
-            raise ValueError(f"{broken[0]} holds NaN or infinity")
-        return state, {name: config[name] for name in _USED}
-    except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
-        raise ArtifactError(f"{folder} holds no adapter that can be read ({error}): {_CURE}") from None
+    return card.sha256.weights
 
 
 def _load(peft: Any, adapted: Adapted, state: dict[str, Tensor]) -> None:  # noqa: ANN401 - a module
@@ -257,23 +233,6 @@ def _load(peft: Any, adapted: Adapted, state: dict[str, Tensor]) -> None:  # noq
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         peft.set_peft_model_state_dict(adapted, state)
-
-
-def _card(folder: Path) -> dict[str, Any]:
-    path = folder / CARD
-    try:
-        card = yaml_text.read(path)
-        known = {"sha256", "weights", "change"} <= set(card) and {CONFIG, WEIGHTS} <= set(card["sha256"])
-        if known and isinstance(card["change"], float):
-            return dict(card)
-        reason = "keys are missing"
-    except FileNotFoundError:
-        raise ArtifactError(
-            f"clip.adapter: {path} is missing; name a folder that train@ttd has left, or run `dvc repro` to make it"
-        ) from None
-    except (OSError, yaml.YAMLError, TypeError) as error:
-        reason = str(error)
-    raise ArtifactError(f"clip.adapter: {path} is no card of an adapter ({reason}): {_CURE}")
 
 
 def _peft() -> Any:  # noqa: ANN401 - a module
