@@ -12,17 +12,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+from mask_layouts import write_ade, write_masked_coco, write_masked_folder, write_masked_voc, write_streets
 from raw_layouts import write_coco, write_jpeg, write_nuswide, write_nuswide_tags, write_text, write_voc
 
 import damage
 from clipdistill.datasets import table
 from clipdistill.datasets.formatted import write_formatted
+from clipdistill.datasets.masks.masked import IGNORE, MaskedImages
+from clipdistill.datasets.masks.readers import read_masked
 from clipdistill.datasets.open_vocabulary import labels_of
-from clipdistill.datasets.prompt_names import NUSWIDE_CLASSES
+from clipdistill.datasets.prompt_names import NUSWIDE_CLASSES, VOC_CLASSES
 from clipdistill.datasets.raw import RawDataset
 from clipdistill.datasets.readers import read_raw
 from clipdistill.datasets.table import ClassName, ImageTable
-from clipdistill.params import DatasetParams
+from clipdistill.params import DatasetParams, SegmentParams
 
 IMAGES = 3
 
@@ -156,6 +159,57 @@ def test_damaged_raw_data_is_read_or_refused(name: str, tmp_path: Path) -> None:
         check_dataset(root, raw(root, name.split(maxsplit=1)[0], **settings))
 
     damage.fuzz(root, files, read, examples=120)
+
+
+def write_named_voc(root: Path) -> None:
+    write_masked_voc(root)
+    write_text(root / "classes.txt", "".join(f"{name}\n" for name in VOC_CLASSES))
+
+
+STREET = "val/ulm/ulm_000000_000019"
+
+MASKS: dict[str, tuple[Callable[[Path], None], str, list[str]]] = {
+    "voc": (
+        write_named_voc,
+        "val",
+        [
+            "classes.txt",
+            "VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt",
+            "VOCdevkit/VOC2012/SegmentationClass/a.png",
+            "VOCdevkit/VOC2012/JPEGImages/b.jpg",
+        ],
+    ),
+    "coco": (write_masked_coco, "val", ["annotations/instances_val.json"]),
+    "cityscapes": (
+        write_streets,
+        "val",
+        [f"gtFine/{STREET}_gtFine_labelIds.png", f"leftImg8bit/{STREET}_leftImg8bit.png"],
+    ),
+    "ade": (write_ade, "validation", ["objectInfo150.txt", "annotations/validation/ADE_val_1.png"]),
+    "folder": (write_masked_folder, "val", ["classes.txt", "val/masks/b.png"]),
+}
+
+
+def check_masks(root: Path, found: MaskedImages) -> None:
+    """What segmentation may rely on."""
+    assert len(set(found.ids)) == len(found.ids) == len(found.paths) == len(found) > 0
+    assert len(set(found.labels)) == len(found.labels) >= 2
+    assert len(found.prompts) == len(found.classes)
+    for row, path in enumerate(found.paths):
+        assert path.resolve().is_relative_to(root.resolve())
+        image, mask = found.open(row)
+        assert (image.mode, image.size, mask.dtype) == ("RGB", mask.shape[::-1], np.uint8)
+        assert set(np.unique(mask)) <= {*range(len(found.labels)), IGNORE}
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_damaged_masks_are_read_or_refused(name: str, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    write, split, files = MASKS[name]
+    write(root)
+    write_jpeg(tmp_path / "secret.jpg")
+    params = SegmentParams(reader=name, root=str(root), val=split)
+    damage.fuzz(root, files, lambda: check_masks(root, read_masked(params, "val", 10**6)), examples=120)
 
 
 def read_table(path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import struct
 import zlib
@@ -11,6 +10,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from mask_layouts import (
+    coco_content,
+    grid,
+    write_ade,
+    write_coco,
+    write_mask,
+    write_masked_coco,
+    write_masked_folder,
+    write_masked_voc,
+    write_streets,
+)
 from PIL import Image
 from raw_layouts import write_jpeg, write_text
 
@@ -29,34 +39,12 @@ def read(reader: str, root: Path, split: str = "val", most: int = MOST) -> Maske
     return read_masked(SegmentParams(reader=reader, root=str(root), val=split), "val", most)
 
 
-def write_mask(path: Path, values: Any, mode: str = "P") -> Path:  # noqa: ANN401
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image = Image.fromarray(np.array(values, np.uint16 if mode == "I;16" else np.uint8))
-    if mode == "P":
-        image = image.convert("P")
-        # Colours that are not the indices: a reader must not look at them.
-        image.putpalette(bytes(range(255, -1, -1)) * 3)
-    image.save(path)
-    return path
-
-
-def grid(*values: int, size: tuple[int, int] = (6, 4)) -> np.ndarray:
-    """A mask of the size of `write_jpeg`'s images that begins with the values."""
-    mask = np.full(size[::-1], values[-1], np.uint8)
-    mask.flat[: len(values)] = values
-    return mask
-
-
 # VOC
 
 
 @pytest.fixture
 def voc(tmp_path: Path) -> Path:
-    base = tmp_path / "VOCdevkit" / "VOC2012"
-    for number, name in enumerate(("b", "a")):
-        write_jpeg(base / "JPEGImages" / f"{name}.jpg", number)
-        write_mask(base / "SegmentationClass" / f"{name}.png", grid(number, 20, 255, 7))
-    write_text(base / "ImageSets" / "Segmentation" / "val.txt", "b\na\n")
+    write_masked_voc(tmp_path)
     return tmp_path
 
 
@@ -206,33 +194,10 @@ def test_a_link_out_of_the_root_is_not_followed(voc: Path, tmp_path: Path) -> No
 # COCO
 
 
-def coco_content(**changes: Any) -> dict[str, Any]:  # noqa: ANN401
-    square = [[0, 0, 4, 0, 4, 4, 0, 4]]
-    annotations = [
-        {"id": 1, "image_id": 2, "category_id": 90, "segmentation": square, "iscrowd": 0, "area": 16.0},
-        {"id": 2, "image_id": 2, "category_id": 1, "segmentation": [[1, 1, 3, 1, 3, 2, 1, 2]], "bbox": [0, 0, 1, 1]},
-        {"id": 3, "image_id": 2, "category_id": 1, "segmentation": {"counts": [20, 4], "size": [4, 6]}, "iscrowd": 1},
-        {"id": 4, "image_id": 77, "category_id": 1, "segmentation": square},
-    ]
-    content = {
-        "info": {"id": "no image"},
-        "images": [{"id": number, "file_name": f"{number}.jpg", "width": 6, "height": 4} for number in (2, 1)],
-        "annotations": annotations,
-        "categories": [{"id": 90, "name": "toothbrush"}, {"id": 1, "name": "person"}],
-    }
-    return content | changes
-
-
 @pytest.fixture
 def coco(tmp_path: Path) -> Path:
-    write_jpeg(tmp_path / "val" / "1.jpg")
-    write_jpeg(tmp_path / "val" / "2.jpg")
-    write_coco(tmp_path, coco_content())
+    write_masked_coco(tmp_path)
     return tmp_path
-
-
-def write_coco(root: Path, content: object) -> None:
-    write_text(root / "annotations" / "instances_val.json", json.dumps(content))
 
 
 def test_coco(coco: Path) -> None:
@@ -328,9 +293,7 @@ def test_coco_that_does_not_fit_its_images(coco: Path) -> None:
 
 @pytest.fixture
 def streets(tmp_path: Path) -> Path:
-    for city, ids in (("ulm", grid(7, 33, 24, 0)), ("bonn", grid(255, 11))):
-        write_jpeg(tmp_path / "leftImg8bit" / "val" / city / f"{city}_000000_000019_leftImg8bit.png")
-        write_mask(tmp_path / "gtFine" / "val" / city / f"{city}_000000_000019_gtFine_labelIds.png", ids, "L")
+    write_streets(tmp_path)
     return tmp_path
 
 
@@ -359,10 +322,7 @@ def test_cityscapes_that_is_not_there(streets: Path) -> None:
 
 @pytest.fixture
 def ade(tmp_path: Path) -> Path:
-    lines = [f"{number}\t0.1\t9\t9\tthing {number}, other name" for number in range(1, 151)]
-    write_text(tmp_path / "objectInfo150.txt", "\r\n".join(["Idx\tRatio\tTrain\tVal\tName ", *lines, ""]))
-    write_jpeg(tmp_path / "images" / "validation" / "ADE_val_1.jpg")
-    write_mask(tmp_path / "annotations" / "validation" / "ADE_val_1.png", grid(0, 1, 150, 2), "L")
+    write_ade(tmp_path)
     return tmp_path
 
 
@@ -410,12 +370,7 @@ def test_ade_that_is_not_there(ade: Path) -> None:
 
 @pytest.fixture
 def own(tmp_path: Path) -> Path:
-    write_text(tmp_path / "classes.txt", "background\ncat\ntv\ttv set\n")
-    for number, name in enumerate(("b.JPG", "a.png")):
-        write_jpeg(tmp_path / "val" / "images" / name, number)
-        write_mask(tmp_path / "val" / "masks" / f"{Path(name).stem}.png", grid(number, 2, IGNORE, 0), "L")
-    write_text(tmp_path / "val" / "images" / "notes.txt", "no image")
-    write_text(tmp_path / "val" / "images" / ".hidden.jpg", "no image")
+    write_masked_folder(tmp_path)
     return tmp_path
 
 
