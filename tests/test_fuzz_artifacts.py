@@ -5,6 +5,8 @@ As in tests/datasets/test_fuzz_readers.py, $CLIPDISTILL_FUZZ_SECONDS draws new c
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +17,12 @@ import yaml
 
 import damage
 from clipdistill import params, store
-from clipdistill.clip import teacher
+from clipdistill.clip import adapter, open_folder, teacher
 from clipdistill.distributed import Compute
 from clipdistill.params import ClipParams, StudentParams
-from clipdistill.students import classifier, model_folder, student_yaml
-from clipdistill.students.student_yaml import FILE, WEIGHTS, Card
+from clipdistill.students import classifier, model_folder, open_card, student_yaml
+from clipdistill.students.open_card import OpenCard
+from clipdistill.students.student_yaml import FILE, MEAN, STD, WEIGHTS, Card
 from clipdistill.training.checkpoint import Checkpoint, read_states, write_state
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -95,6 +98,96 @@ def test_a_damaged_student_is_loaded_or_refused(tmp_path: Path) -> None:
         assert student.head.out_channels == len(found.classes)
 
     damage.fuzz(tmp_path, [FILE, WEIGHTS], read, examples=40)
+
+
+OPEN_CARD = OpenCard(
+    model="scenes-tiny",
+    quick_gelu=False,
+    backbone="clip",
+    backbone_weights="clip",
+    image_size=64,
+    mean=list(MEAN),
+    std=list(STD),
+    prompt="a photo of a {}.",
+    tuned=True,
+    k=2,
+    norm="cosine",
+    local=0.9,
+    scale=14.3,
+    shift=0.125,
+    seen=["dog", "potted plant"],
+    provenance={"table": "abc", "recipe": {"seed": 0}},
+)
+
+
+def test_a_damaged_card_of_an_open_vocabulary_student_is_read_or_refused(tmp_path: Path) -> None:
+    open_card.write(tmp_path, OPEN_CARD)
+
+    def read() -> None:
+        card = open_card.read(tmp_path)
+        assert min(card.std) > 0
+        assert card.prompt.count("{}") == 1
+        assert len(set(card.seen)) == len(card.seen) > 0
+        open_card.write(tmp_path / "again", card)
+        assert open_card.read(tmp_path / "again") == card
+
+    damage.fuzz(tmp_path, [open_card.FILE], read, examples=100)
+
+
+def test_a_damaged_open_vocabulary_student_is_loaded_or_refused(tmp_path: Path) -> None:
+    """Its weights vouched for by the card."""
+    teacher.register_architectures()
+    model = teacher.create("scenes-tiny")
+    open_folder.save(tmp_path, open_folder.OpenStudent(model, torch.randn(7, 64), OPEN_CARD))
+    card = open_card.read(tmp_path)
+
+    def read() -> None:
+        digest = store.file_sha256(tmp_path / open_card.WEIGHTS)
+        if digest != card.sha256:
+            open_card.write(tmp_path, card.model_copy(update={"sha256": digest}))
+        student = open_folder.load(tmp_path)
+        assert student.embed(["cat"]).shape == (1, 64)
+
+    damage.fuzz(tmp_path, [open_card.FILE, open_card.WEIGHTS], read, examples=12)
+
+
+def _write_adapter(folder: Path) -> Callable[[], None]:
+    """An adapter of a tiny teacher; adds it to a copy of the teacher."""
+    teacher.register_architectures()
+    model = teacher.create("scenes-tiny")
+    weights = teacher.weights_digest(model)
+    adapted = adapter.add(copy.deepcopy(model), 2, 4.0, seed=0)
+    with torch.no_grad():
+        for tensor in adapter.learning(adapted).values():
+            tensor.add_(0.1)
+    adapter.save(folder, adapted, weights, {"made": "by a test"})
+
+    def read() -> None:
+        found = copy.deepcopy(model)
+        adapter.merge(found, folder, weights)
+        assert all(torch.isfinite(value).all() for value in found.state_dict().values())
+
+    return read
+
+
+def test_a_damaged_adapter_is_added_or_refused(tmp_path: Path) -> None:
+    pytest.importorskip("peft", reason="adapters need the extra ttd")
+    read = _write_adapter(tmp_path)
+    damage.fuzz(tmp_path, [adapter.CARD, adapter.CONFIG, adapter.WEIGHTS], read, examples=20)
+
+
+def test_an_adapter_that_vouches_for_damage_is_added_or_refused(tmp_path: Path) -> None:
+    """A card that somebody wrote for the damaged files."""
+    pytest.importorskip("peft", reason="adapters need the extra ttd")
+    merge = _write_adapter(tmp_path)
+    card = yaml.safe_load((tmp_path / adapter.CARD).read_text())
+
+    def read() -> None:
+        sums = {name: store.file_sha256(tmp_path / name) for name in (adapter.CONFIG, adapter.WEIGHTS)}
+        (tmp_path / adapter.CARD).write_text(yaml.safe_dump(card | {"sha256": sums}))
+        merge()
+
+    damage.fuzz(tmp_path, [adapter.CONFIG, adapter.WEIGHTS], read, examples=30)
 
 
 def test_a_damaged_card_of_a_teacher_is_read_or_refused(tmp_path: Path) -> None:

@@ -232,6 +232,10 @@ def test_how_scores_are_made_may_be_edited(folder: Path, key: str, value: object
         (_set("shift", float("inf")), "shift: .*finite"),
         (_set("image_size", 5000), "image_size: .*2048"),
         (_set("mean", [0.5]), "mean: .*at least 3 items"),
+        (_set("std", [0.2, 0.0, 0.2]), "std.1: .*greater than 0"),
+        (_set("prompt", "a photo"), "prompt must hold {} exactly once"),
+        (_set("prompt", "{} and {}"), "prompt must hold {} exactly once"),
+        (_set("seen", ["dog", "dog"]), "a label stands twice in seen"),
         (_set("sha256", "abc"), "sha256: "),
     ],
 )

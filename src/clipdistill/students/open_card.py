@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from clipdistill.errors import ArtifactError
 from clipdistill.params import Fraction, Section, Sha256, StudentSide
@@ -34,7 +34,7 @@ class OpenCard(Section):
     backbone_weights: str = Field(description="what the training of the image tower started from")
     image_size: StudentSide = Field(description="S, pixels: the whole image is squashed to a square, bilinear")
     mean: Channels[float] = Field(description="of the channels R, G, B, in [0, 1], that the image tower expects")
-    std: Channels[float] = Field(description="of the channels R, G, B")
+    std: Channels[Annotated[float, Field(gt=0)]] = Field(description="of the channels R, G, B")
     prompt: str = Field(description="the words around a label, where the tuned context stands")
     tuned: bool = Field(description="whether the context was tuned")
     k: int = Field(ge=1, description="patches a label in the local stream")
@@ -47,6 +47,14 @@ class OpenCard(Section):
     about: dict[str, str] = Field(default_factory=dict, description="method, data set, teacher, license, base_model")
     evaluation: Evaluation | None = Field(None, description="how good it is; empty until it was measured")
     sha256: Sha256 = Field("", description=f"of {WEIGHTS}")
+
+    @model_validator(mode="after")
+    def _prompts_labels(self) -> Self:
+        if self.prompt.count("{}") != 1:
+            raise ValueError("prompt must hold {} exactly once")
+        if len(set(self.seen)) < len(self.seen):
+            raise ValueError("a label stands twice in seen")
+        return self
 
     @property
     def network(self) -> str:
