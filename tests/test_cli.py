@@ -132,5 +132,15 @@ def test_show_describes_a_student_and_names_what_is_neither(tmp_path: Path) -> N
     (tmp_path / "other").mkdir()
     refused = clipdistill("show", str(tmp_path / "other"))
     assert refused.returncode == 4
-    assert "is no Zarr artifact, and no folder of a student" in refused.stderr
+    assert "is no Zarr artifact, and no folder of a student or an adapter" in refused.stderr
     assert "remove" not in refused.stderr
+
+
+def test_show_describes_an_adapter_and_refuses_a_damaged_card(tmp_path: Path) -> None:
+    sums = {"adapter_config.json": "a", "adapter_model.safetensors": "b"}
+    card = {"sha256": sums, "weights": "c", "change": 1.5, "provenance": {"lora": {"rank": 4}}}
+    (tmp_path / "adapter.yaml").write_text(json.dumps(card))
+    assert json.loads(clipdistill("show", str(tmp_path)).stdout) == card
+    (tmp_path / "adapter.yaml").write_text(json.dumps(card | {"change": -1}))
+    refused = clipdistill("show", str(tmp_path))
+    assert (refused.returncode, "is no card of an adapter (change:" in refused.stderr) == (4, True)

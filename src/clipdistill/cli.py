@@ -132,13 +132,14 @@ def show_artifact(
 
     Example: clipdistill show cache/scenes/train/global.zarr
     """
-    from clipdistill import store, yaml_text  # noqa: PLC0415
+    from clipdistill import store  # noqa: PLC0415
+    from clipdistill.clip import adapter_folder  # noqa: PLC0415
     from clipdistill.students import open_card, student_yaml  # noqa: PLC0415
 
     cards: dict[str, Callable[[Path], Any]] = {
         student_yaml.FILE: lambda folder: student_yaml.read(folder).model_dump(),
         open_card.FILE: lambda folder: open_card.read(folder).model_dump(),
-        "adapter.yaml": lambda folder: yaml_text.read(folder / "adapter.yaml"),
+        adapter_folder.CARD: _card_of_an_adapter,
     }
     for name, read in cards.items():
         if (path / name).is_file():
@@ -151,6 +152,15 @@ def show_artifact(
     group = store.read_group(path)
     report: dict[str, Any] = {"arrays": group.layout(), "provenance": group.provenance}
     typer.echo(json.dumps(report, indent=2, ensure_ascii=False))
+
+
+def _card_of_an_adapter(folder: Path) -> object:
+    from clipdistill import yaml_text  # noqa: PLC0415
+    from clipdistill.clip import adapter_folder  # noqa: PLC0415
+
+    adapter_folder.read_card(folder)
+    # With what it was trained from, which nothing reads but people.
+    return yaml_text.read(folder / adapter_folder.CARD)
 
 
 @app.command("summary")
