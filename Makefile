@@ -39,7 +39,7 @@ demo: $(READY) ## run the whole pipeline on the embedded data set and print the 
 	clipdistill summary
 
 # Two processes of one thread each: a file of tests runs in one of them, in the order of tests/pipeline/conftest.py.
-PYTEST := OMP_NUM_THREADS=1 python -m pytest -q --numprocesses=2 --dist=loadfile --no-loadscope-reorder
+PYTEST := OMP_NUM_THREADS=1 CLIPDISTILL_THREADS=1 python -m pytest -q --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
 test: $(READY) ## all tests, the slow pipeline tests among them
 	$(PYTEST)

@@ -10,7 +10,6 @@ import functools
 import hashlib
 import logging
 import math
-import pickle
 import re
 import warnings
 from collections.abc import Callable
@@ -227,7 +226,7 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
     # See `_published`: no short list.
     except Exception as error:
         # torch explains at length how to let a file run code.
-        lines = "" if isinstance(error, pickle.UnpicklingError) else str(error)
+        lines = "" if type(error).__name__ == "UnpicklingError" else str(error)
         reason = next(iter(lines.splitlines()), "") or type(error).__name__
         raise TeacherError(
             f"weights {path} hold more than tensors, or none, and were not used ({reason}). They must be a whole "
