@@ -226,7 +226,7 @@ def test_what_the_shards_stand_beside_is_made_anew_when_it_was_altered(
     assert manifests[0] == manifests[1]
 
 
-def test_a_shard_of_another_run_is_not_taken_with_its_marker(tmp_path: Path) -> None:
+def test_a_shard_of_another_run_is_not_taken_with_its_marker(work_root: Path) -> None:
     """Both are whole, and the marker says so: of another folder."""
     specs = {"x": store.ArraySpec((4, 2), "float32", 2)}
     ours, other = (Work("test", {"run": name}, specs, {}, {}) for name in ("ours", "other"))
