@@ -13,7 +13,7 @@ from torch import Tensor
 from clipdistill import distributed
 from clipdistill.application.image_files import open_image
 from clipdistill.clip import teacher
-from clipdistill.clip.prompts import equal_texts, filled_context
+from clipdistill.clip.prompts import refuse_cut_off, refuse_equal
 from clipdistill.clip.tagging import Maps, Tagger, Texts, cut_off, tokenise
 from clipdistill.clip.teacher import Teacher
 from clipdistill.datasets.captions import words
@@ -102,7 +102,9 @@ class WordSight:
             ParamsError: a text is longer than the text encoder reads, or the same to it as another.
             UnreadableImageError: the file is missing or no whole image.
         """
-        self._require_told_apart(names)
+        tokens = self._model.tokenizer(names)
+        refuse_cut_off(self._model.tokenizer, names, tokens, "--tags", "shorten it")
+        refuse_equal(names, tokens, "--tags:", "name one of them")
         photo = open_image(image)
         _, maps = self._look(photo, names[0], names)
         best = maps.tags[0].amax(dim=(1, 2)).tolist()
@@ -112,20 +114,6 @@ class WordSight:
             for name, cam, score in zip(names, maps.tags[0], best, strict=True)
         ]
         return best, draw(photo, panels)
-
-    def _require_told_apart(self, names: list[str]) -> None:
-        tokens = self._model.tokenizer(names)
-        filled = filled_context(self._model.tokenizer, names, tokens)
-        if bool(filled.any()):
-            long = names[int(filled.int().argmax())]
-            raise ParamsError(
-                f"--tags: {long!r} does not fit into the {tokens.shape[1]} tokens that the text encoder reads: shorten "
-                "it"
-            )
-        if equal := equal_texts(names, tokens):
-            raise ParamsError(
-                f"--tags: {equal[0]!r} and {equal[1]!r} are the same to the text encoder; name one of them"
-            )
 
     @torch.no_grad()
     def _look(self, photo: Image.Image, caption: str, tags: list[str]) -> tuple[Texts, Maps]:

@@ -38,38 +38,33 @@ def embed_prompts(teacher: Teacher, names: Sequence[str], templates: Sequence[st
         )
     prompts = [template.replace("{}", name) for name in names for template in templates]
     tokens = teacher.tokenizer(prompts)
-    _refuse_truncated(teacher, prompts, tokens)
-    _refuse_equal(names, tokens)
+    cure = "shorten the template, or give the class a shorter name in dataset.prompt_names"
+    refuse_cut_off(teacher.tokenizer, prompts, tokens, "prompts", cure)
+    cure = "give one of them another name, in the pipeline by dataset.prompt_names"
+    refuse_equal(names, tokens.reshape(len(names), -1), "the classes prompted", cure)
     with torch.inference_mode():
         batches = [F.normalize(teacher.model.encode_text(part).float(), dim=-1) for part in torch.split(tokens, _BATCH)]
     per_template = torch.cat(batches).reshape(len(names), len(templates), -1)
     return F.normalize(per_template.mean(dim=1), dim=-1)
 
 
-def _refuse_equal(names: Sequence[str], tokens: torch.Tensor) -> None:
-    if equal := equal_texts(names, tokens.reshape(len(names), -1)):
-        raise ParamsError(
-            f"the classes prompted {equal[0]!r} and {equal[1]!r} are the same to the text encoder; give one of them "
-            "another name, in the pipeline by dataset.prompt_names"
-        )
-
-
-def equal_texts(texts: Sequence[str], tokens: torch.Tensor) -> tuple[str, str] | None:
-    """The first two texts of equal tokens: a tokenizer may drop case, white space and the spelling of accents.
+def refuse_equal(texts: Sequence[str], tokens: torch.Tensor, what: str, cure: str) -> None:
+    """Refuse texts of equal tokens: a tokenizer may drop case, white space and the spelling of accents.
 
     Args:
         texts: M of them.
         tokens: int64 [M, ...], what a tokenizer makes of them.
+        what: what the error calls the two texts, before it names them.
+        cure: what to do.
 
-    Returns:
-        Both; None where all differ.
+    Raises:
+        ParamsError: two are equal.
     """
     seen: dict[tuple[int, ...], str] = {}
     for text, row in zip(texts, map(tuple, tokens.tolist()), strict=True):
         if row in seen:
-            return seen[row], text
+            raise ParamsError(f"{what} {seen[row]!r} and {text!r} are the same to the text encoder; {cure}")
         seen[row] = text
-    return None
 
 
 def filled_context(tokenizer: Tokenizer, texts: Sequence[str], tokens: torch.Tensor) -> torch.Tensor:
@@ -90,10 +85,22 @@ def filled_context(tokenizer: Tokenizer, texts: Sequence[str], tokens: torch.Ten
     return (tokens == longer).all(dim=1)
 
 
-def _refuse_truncated(teacher: Teacher, prompts: Sequence[str], tokens: torch.Tensor) -> None:
-    full = filled_context(teacher.tokenizer, prompts, tokens)
+def refuse_cut_off(tokenizer: Tokenizer, texts: Sequence[str], tokens: torch.Tensor, where: str, cure: str) -> None:
+    """Refuse texts that `filled_context` finds.
+
+    Args:
+        tokenizer: as there.
+        texts: as there.
+        tokens: as there.
+        where: parameter or option that the texts are from.
+        cure: what to do.
+
+    Raises:
+        ParamsError: there is one.
+    """
+    full = filled_context(tokenizer, texts, tokens)
     if full.any():
+        long = texts[int(full.int().argmax())]
         raise ParamsError(
-            f"prompts: {prompts[int(full.int().argmax())]!r} does not fit into the {tokens.shape[1]} tokens that the "
-            "text encoder reads; shorten the template, or give the class a shorter name in dataset.prompt_names"
+            f"{where}: {long!r} does not fit into the {tokens.shape[1]} tokens that the text encoder reads; {cure}"
         )

@@ -90,14 +90,14 @@ def check_masked(params: Params, compute: distributed.Compute) -> None:
     """Open every image and mask that `segment` is going to, each process its share, before a GPU has worked for hours.
 
     Raises:
-        DataError: one is missing or broken, or a mask does not fit its image or has a value that stands for nothing.
+        DataError: one is missing or broken, a mask does not fit its image or has a value that stands for nothing,
+            or the splits have different classes.
     """
     wanted = params.ttd.segment
     val = read_masked(wanted, "val", params.dataset.max_pixels)
     parts: list[tuple[MaskedImages, Sequence[int]]] = [(val, range(len(val)))]
     if val.background and wanted.background == "auto":
-        train = read_masked(wanted, "train", params.dataset.max_pixels)
-        parts.append((train, training_rows(len(train), wanted.train_images)))
+        parts.append(_choosing_images(params, val))
     for data, rows in parts:
         own = rows[slice(*distributed.slice_of(len(rows)))]
         logger.info("checking %d images and masks", len(own))
@@ -131,12 +131,18 @@ def _background(params: Params, data: MaskedImages, run: _Run) -> tuple[float | 
         return None, {}
     if wanted.background != "auto":
         return wanted.background, {}
+    train, rows = _choosing_images(params, data)
+    choice = _choose_on(train, rows, run)
+    return choice.background, {"choice": {"images": len(rows), "mIoU": choice.curve}}
+
+
+def _choosing_images(params: Params, data: MaskedImages) -> tuple[MaskedImages, list[int]]:
+    """The training split, and the rows of it that choose the background's score."""
+    wanted = params.ttd.segment
     train = read_masked(wanted, "train", params.dataset.max_pixels)
     if train.labels != data.labels:
         raise DataError(f"{wanted.root}: {wanted.train} and {wanted.val} have different classes; take one release")
-    rows = training_rows(len(train), wanted.train_images)
-    choice = _choose_on(train, rows, run)
-    return choice.background, {"choice": {"images": len(rows), "mIoU": choice.curve}}
+    return train, training_rows(len(train), wanted.train_images)
 
 
 def training_rows(images: int, most: int) -> list[int]:
